@@ -1,0 +1,75 @@
+"""The one schema: every key that all systems share, with its default.
+
+A system's config (`configs/unet.py`) calls `get_config`, then changes what its paper asks for. An
+unknown key on the command line is an error, so nothing is configured that nothing reads.
+"""
+
+import ml_collections
+
+
+def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
+  """Defaults for `dataset`, one of `seg_jax.data.datasets.DATASETS`."""
+  config = ml_collections.ConfigDict()
+  config.name = ''  # the system; the config file sets it
+  config.seed = 0  # of parameters, shuffling, augmentation and dropout
+  config.dtype = 'float32'  # of the computation; parameters, losses and metrics stay float32
+  config.parallel = 'jit'
+
+  config.data = data = ml_collections.ConfigDict()
+  data.name = dataset
+  data.dir = ''  # the dataset as its owners ship it, unpacked
+  data.shapes_size = (96, 96)  # rows, columns of a generated scene
+  data.batch_size = 16  # over all devices
+  data.crop_size = (96, 96)  # rows, columns of a training crop, after image_scale
+  data.image_scale = 1.0  # the model works at this multiple of the picture's own size
+  data.scale_range = (0.75, 1.5)  # random zoom of a training crop, log-uniform
+  data.flip = True  # left to right, one time in two
+  data.photometric = 0.3  # largest relative change of brightness, contrast and saturation; 0: off
+  data.mean = (0.485, 0.456, 0.406)  # of a picture in [0, 1], per channel
+  data.std = (0.229, 0.224, 0.225)
+  data.num_threads = 2  # that read and augment, in each process
+  data.num_workers = 0  # processes; 0: threads alone, which is faster for small data sets
+  data.cache_gib = 4.0  # of memory for each split; its decoded pictures are kept if all of them fit
+
+  config.model = model = ml_collections.ConfigDict()
+  model.name = ''
+
+  config.loss = loss = ml_collections.ConfigDict()  # the weight of each term; 0: not computed
+  loss.cross_entropy = 1.0
+  loss.dice = 0.0
+  loss.focal = 0.0
+  loss.lovasz = 0.0
+  loss.class_weights = 'none'  # none | median_frequency | enet, in cross entropy and focal
+  loss.label_smoothing = 0.0
+  loss.focal_gamma = 2.0
+  loss.hard_pixel_fraction = 1.0  # cross entropy over this share of the pixels, the worst ones
+
+  config.optimizer = optimizer = ml_collections.ConfigDict()
+  optimizer.name = 'adamw'  # sgd | adamw | rmsprop
+  optimizer.learning_rate = 1e-3  # the highest
+  optimizer.schedule = 'cosine'  # poly | cosine | step | constant
+  optimizer.warmup_steps = 0  # linear, from 0
+  optimizer.poly_power = 0.9
+  optimizer.step_boundaries = (0.5, 0.75)  # shares of num_steps at which the rate falls
+  optimizer.step_factor = 0.1
+  optimizer.momentum = 0.9  # sgd and rmsprop
+  optimizer.weight_decay = 1e-4  # on kernels only
+  optimizer.clip_norm = 0.0  # of the whole gradient; 0: off
+  optimizer.ema_decay = 0.0  # evaluate an average of the weights; 0: off
+
+  config.train = train = ml_collections.ConfigDict()
+  train.split = 'train'
+  train.num_steps = 1000
+  train.accumulation = 1  # a batch is taken in this many parts, to save memory
+  train.log_every = 20
+  train.eval_every = 500  # steps; also at the end
+  train.checkpoint_every = 500
+  train.keep_last = 2  # checkpoints, besides the best
+
+  config.eval = evaluate = ml_collections.ConfigDict()
+  evaluate.splits = 'val'  # comma-separated; the first is watched during training
+  evaluate.batch_size = 16
+  evaluate.size_multiple = 32  # pictures are padded to it, so that few shapes are compiled
+  evaluate.checkpoint = 'best'  # best | last | a step
+  evaluate.num_pictures = 8  # in eval/SPLIT.png
+  return config

@@ -1,0 +1,66 @@
+"""Trains, evaluates and shows one system on one dataset.
+
+python main.py --config=configs/unet.py:camvid --config.data.dir=PATH
+python main.py --config=configs/unet.py:camvid --mode=predict photo.jpg
+"""
+
+from pathlib import Path
+
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from seg_jax import runtime, settings
+from seg_jax.errors import UserError
+
+MODES = {
+  'train': 'trains, going on from the last checkpoint, then evaluates the best one',
+  'eval': 'evaluates a checkpoint on the splits of config.eval.splits',
+  'predict': 'labels the pictures named after the flags: files, folders or globs',
+  'inspect': 'shows a dataset before anyone trains on it',
+}
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:DATASET]; default configs/unet.py')
+_WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory; default runs/NAME-DATASET")
+_MODE = flags.DEFINE_enum('mode', 'train', list(MODES), '; '.join(map(': '.join, MODES.items())))
+
+
+def run(
+  config: ml_collections.ConfigDict, workdir: Path, mode: str, overrides: dict, inputs: list[str]
+) -> None:
+  """One mode, in `workdir`; `overrides` are what the command line changed in `config`.
+
+  The imports wait until a mode needs them, so that a mistyped flag is told at once.
+  """
+  if inputs and mode != 'predict':
+    raise UserError(f'{inputs[0]!r} is not expected; only --mode=predict takes pictures')
+  if mode != 'inspect':
+    runtime.start()
+  if mode == 'train':
+    from seg_jax.training.loop import train
+
+    train(settings.for_training(config, workdir), workdir)
+  elif mode == 'eval':
+    from seg_jax.training.evaluation import evaluate
+
+    evaluate(settings.for_inference(config, overrides, workdir), workdir)
+  elif mode == 'predict':
+    from seg_jax.inference.predict import predict
+
+    predict(settings.for_inference(config, overrides, workdir), workdir, inputs)
+  elif mode == 'inspect':
+    from seg_jax.inspection import inspect
+
+    settings.check(config)
+    inspect(config, workdir)
+
+
+def main(argv: list[str]) -> None:
+  config = _CONFIG.value
+  workdir = Path(_WORKDIR.value or f'runs/{config.name}-{config.data.name}')
+  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  run(config, workdir, _MODE.value, overrides, argv[1:])
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.WARNING)
+  app.run(runtime.exits(main), flags_parser=runtime.parse_flags)

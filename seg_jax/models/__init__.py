@@ -1,0 +1,26 @@
+"""Every system, by the name that `config.model.name` gives it."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import ml_collections
+
+from seg_jax import errors
+from seg_jax.models.unet import UNet
+
+MODELS = {'unet': UNet}
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+  """The model that `config.model` describes: its fields are the module's.
+
+  Raises:
+    UserError: an unknown `model.name` or `dtype`.
+  """
+  fields = config.model.to_dict()
+  name = fields.pop('name')
+  if name not in MODELS:
+    raise errors.UserError(f'model.name is {name!r}{errors.nearest(name, MODELS)}')
+  if config.dtype not in DTYPES:
+    raise errors.UserError(f'dtype is {config.dtype!r}{errors.nearest(config.dtype, DTYPES)}')
+  return MODELS[name](num_classes=num_classes, dtype=DTYPES[config.dtype], **fields)

@@ -1,0 +1,197 @@
+"""The config of a run: its values checked, and kept in its workdir as `config.json`."""
+
+import json
+import math
+from pathlib import Path
+
+import ml_collections
+
+from seg_jax import atomic
+from seg_jax.errors import UserError, nearest
+
+# What is expected, whether a value is that, and the keys it is expected of.
+CHECKS = (
+  (
+    'whole number above 0',
+    lambda v: type(v) is int and v > 0,
+    'data.batch_size data.num_threads model.width model.depth train.num_steps train.accumulation '
+    'train.log_every train.eval_every train.checkpoint_every train.keep_last eval.batch_size '
+    'eval.size_multiple eval.num_pictures',
+  ),
+  (
+    'number of 0 or more',
+    lambda v: 0 <= v < math.inf,
+    'data.num_workers data.cache_gib loss.cross_entropy loss.dice loss.focal loss.lovasz '
+    'loss.focal_gamma optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm '
+    'optimizer.poly_power optimizer.step_factor optimizer.warmup_steps',
+  ),
+  ('whole number from 0 to 2**32 - 1', lambda v: type(v) is int and 0 <= v < 2**32, 'seed'),
+  (
+    'number from 0 to below 1',
+    lambda v: 0 <= v < 1,
+    'data.photometric loss.label_smoothing optimizer.ema_decay optimizer.momentum model.dropout',
+  ),
+  (
+    'pair of whole numbers above 0, (rows, columns)',
+    lambda v: len(v) == 2 and all(type(n) is int and n > 0 for n in v),
+    'data.crop_size data.shapes_size',
+  ),
+  (
+    'pair (low, high) with 0 < low <= high',
+    lambda v: len(v) == 2 and 0 < v[0] <= v[1] < math.inf,
+    'data.scale_range',
+  ),
+  ('number above 0 and at most 4', lambda v: 0 < v <= 4, 'data.image_scale'),
+  (
+    'tuple of 3 numbers in [0, 1]',
+    lambda v: len(v) == 3 and all(0 <= n <= 1 for n in v),
+    'data.mean',
+  ),
+  (
+    'tuple of 3 numbers in (0, 1]',
+    lambda v: len(v) == 3 and all(0 < n <= 1 for n in v),
+    'data.std',
+  ),
+  (
+    'tuple of growing shares of train.num_steps, between 0 and 1',
+    lambda v: all(0 < n < 1 for n in v) and list(v) == sorted(set(v)),
+    'optimizer.step_boundaries',
+  ),
+  (
+    'step, or best or last',
+    lambda v: v in ('best', 'last') or v.isdecimal(),
+    'eval.checkpoint',
+  ),
+)
+
+# What may differ from one start of a run to the next: none of it changes a parameter's bits. The
+# directory may move; that it holds the same pictures is known from the checkpoint.
+FREE = (
+  'data.dir',
+  'data.num_threads',
+  'data.num_workers',
+  'data.cache_gib',
+  'train.log_every',
+  'train.eval_every',
+  'train.checkpoint_every',
+  'train.keep_last',
+  'eval.batch_size',
+  'eval.size_multiple',
+  'eval.checkpoint',
+  'eval.num_pictures',
+)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Values that no run can work with.
+
+  Raises:
+    UserError: the first of them, with what was expected.
+  """
+  values = flat(config.to_dict())
+  for expected, holds, keys in CHECKS:
+    for key in keys.split():
+      if key not in values:
+        continue
+      try:
+        good = holds(values[key])
+      except (TypeError, AttributeError):
+        good = False
+      if not good:
+        raise UserError(f'{key} is {values[key]!r}; expected a {expected}')
+  if config.parallel != 'jit':
+    raise UserError(f"parallel is {config.parallel!r}; expected 'jit'")
+  batch, parts = config.data.batch_size, config.train.accumulation
+  if batch % parts:
+    raise UserError(f'data.batch_size {batch} is no multiple of train.accumulation {parts}')
+
+
+def for_training(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
+  """The config, written into `workdir`, or found there already.
+
+  Raises:
+    UserError: `workdir` holds checkpoints of a run with another config, or cannot be written to.
+  """
+  check(config)
+  path = workdir / 'config.json'
+  if path.exists() and has_checkpoint(workdir):
+    differences = _differences(read(path), config)
+    if differences:
+      raise UserError(
+        f'{path} is of another run: {"; ".join(differences)}; expected the same config, or '
+        'another --workdir'
+      )
+  try:
+    atomic.write_bytes(path, json.dumps(config.to_dict(), indent=2).encode())
+  except OSError as error:
+    raise UserError(f'--workdir={workdir} cannot be written to ({error})') from error
+  return config
+
+
+def for_inference(
+  config: ml_collections.ConfigDict, overrides: dict, workdir: Path
+) -> ml_collections.ConfigDict:
+  """The config that `workdir` was trained with, changed by the command line's `overrides`.
+
+  Raises:
+    UserError: `workdir` was not trained in.
+  """
+  path = workdir / 'config.json'
+  if not path.exists():
+    raise UserError(f'{path} is missing; train first, or name a finished run with --workdir')
+  known = flat(config.to_dict())
+  for key, value in (flat(read(path)) | overrides).items():
+    if key not in known:
+      raise UserError(f'{path}: unknown config key {key!r}{nearest(key, known)}')
+    try:
+      config.update_from_flattened_dict({key: value})
+    except (TypeError, ValueError) as error:
+      raise UserError(f'{path}: {key} is {value!r} ({error})') from error
+  check(config)
+  return config
+
+
+def has_checkpoint(workdir: Path) -> bool:
+  """Whether a step was saved in `workdir`, without opening it."""
+  return any((workdir / 'checkpoints').glob('[0-9]*'))
+
+
+def eval_splits(config: ml_collections.ConfigDict) -> list[str]:
+  """The splits of `eval.splits`; the first is watched during training."""
+  return [name.strip() for name in config.eval.splits.split(',')]
+
+
+def read(path: Path) -> dict:
+  """A saved config as nested dicts, its lists as the tuples that they were."""
+  try:
+    saved = json.loads(path.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f'{path} cannot be read as JSON ({error}); expected a config') from error
+  if not isinstance(saved, dict):
+    raise UserError(f'{path} holds {type(saved).__name__}; expected a config')
+  return _tuples(saved)
+
+
+def _tuples(value):
+  if isinstance(value, dict):
+    return {name: _tuples(v) for name, v in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def flat(values: dict, prefix: str = '') -> dict:
+  """Nested dicts as one, its keys joined by dots."""
+  joined = {}
+  for name, value in values.items():
+    joined |= (
+      flat(value, f'{prefix}{name}.') if isinstance(value, dict) else {f'{prefix}{name}': value}
+    )
+  return joined
+
+
+def _differences(saved: dict, config: ml_collections.ConfigDict) -> list[str]:
+  there, here = flat(saved), flat(_tuples(json.loads(json.dumps(config.to_dict()))))
+  return [
+    f'{key} is {there.get(key)!r} there and {here.get(key)!r} here'
+    for key in sorted(there.keys() | here.keys())
+    if there.get(key) != here.get(key) and key not in FREE
+  ]

@@ -1,0 +1,108 @@
+"""One split, every picture once: the measures, and the pictures that show them."""
+
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from seg_jax import atomic, pictures, settings
+from seg_jax.data import pipeline
+from seg_jax.data.datasets import open_dataset
+from seg_jax.data.datasets.base import Source
+from seg_jax.tasks import build_task
+from seg_jax.training.checkpoints import load_variables
+from seg_jax.training.mesh import make_mesh, shard_batch
+from seg_jax.training.summary import enough_memory
+
+
+class Evaluator:
+  """Evaluates one split as often as it is asked to, with one compilation for each picture size."""
+
+  def __init__(
+    self, task, source: Source, config: ml_collections.ConfigDict, split: str, mesh: Mesh
+  ):
+    self._task, self._source, self._split, self._mesh = task, source, split, mesh
+    self._batches = pipeline.eval_batches(
+      source,
+      batch_size=config.eval.batch_size,
+      size_multiple=config.eval.size_multiple,
+      mean=config.data.mean,
+      num_threads=config.data.num_threads,
+    )
+    count = min(config.eval.num_pictures, len(source))
+    self._shown = set(np.linspace(0, len(source) - 1, count, dtype=int).tolist())
+
+    def step(variables, batch):
+      predictions = task.predict(variables, batch)
+      return task.count(predictions, batch), predictions['label']
+
+    self._step = jax.jit(step)
+
+  def __call__(self, step: int, variables: dict, workdir: Path) -> tuple[dict, np.ndarray]:
+    """The measures after `step` and the contact sheet, both also written into `workdir`/eval.
+
+    The sheet shows records spread evenly over the split, each beside its truth.
+    """
+    state, shown = self._task.empty(), {}  # shown: panels by record
+    progress = tqdm(
+      self._batches, desc=self._split, unit='batch', leave=False, disable=None, dynamic_ncols=True
+    )
+    for batch in progress:
+      indices = batch.pop('index')
+      arrays = {name: batch[name] for name in self._task.batch_keys}
+      with enough_memory('a batch of the evaluation', 'lower eval.batch_size or data.image_scale'):
+        counts, labels = self._step(variables, shard_batch(arrays, self._mesh))
+        counts = jax.device_get(counts)
+      state = self._task.merge(state, counts)
+      for row, index in enumerate(indices.tolist()):
+        if index in self._shown:
+          height, width = self._source.size(index)
+          shown[index] = self._task.render(
+            batch['image'][row, :height, :width],
+            np.asarray(labels[row])[:height, :width],
+            batch['label'][row, :height, :width],
+          )
+    result = {'step': step} | self._task.result(state)
+    return result, self._write(workdir / 'eval', result, state, shown)
+
+  def _write(self, directory, result, state, shown):
+    """`SPLIT.json`, `SPLIT.png` and `confusion_SPLIT.png`."""
+    info = self._source.info
+    atomic.write_bytes(directory / f'{self._split}.json', json.dumps(result, indent=2).encode())
+    indices = sorted(shown)
+    sheet = pictures.contact_sheet(
+      [shown[i] for i in indices],
+      [self._source.names[i] for i in indices],
+      (info.class_names, info.palette),
+      self._task.headings,
+    )
+    pictures.write_png(directory / f'{self._split}.png', sheet)
+    for name, figure in self._task.figures(state).items():
+      pictures.save_figure(directory / f'{name}_{self._split}.png', figure)
+    return sheet
+
+
+def open_splits(config: ml_collections.ConfigDict) -> dict[str, Source]:
+  """The splits to evaluate, by name; the first is watched during training."""
+  names = settings.eval_splits(config)
+  return {name: open_dataset(config.data, name, config.seed) for name in names}
+
+
+def evaluate(
+  config: ml_collections.ConfigDict, workdir: Path, sources: dict[str, Source] | None = None
+) -> None:
+  """Judges a checkpoint of `workdir` on every split of `config.eval.splits`."""
+  sources = sources or open_splits(config)
+  mesh = make_mesh({'eval.batch_size': config.eval.batch_size})
+  info = next(iter(sources.values())).info
+  step, variables, _ = load_variables(config, workdir, mesh, info)
+  task = build_task(config, info)
+  for split, source in sources.items():
+    result, _ = Evaluator(task, source, config, split, mesh)(step, variables, workdir)
+    print(f'\n{split}, {result["num_images"]} images, checkpoint of step {step}')
+    print(task.table(result))
+    print(f'pictures and measures: {workdir / "eval" / split}.png and .json')

@@ -1,0 +1,127 @@
+"""What a run tells while it goes on: `metrics.jsonl`, TensorBoard's events, and a progress bar."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from seg_jax import atomic
+from seg_jax.errors import RunError
+
+
+def read_metrics(workdir: Path) -> list[dict]:
+  """The lines of `metrics.jsonl`; one that a kill cut short is left out."""
+  path = workdir / 'metrics.jsonl'
+  lines = []
+  for text in path.read_text().splitlines() if path.exists() else ():
+    try:
+      lines.append(json.loads(text))
+    except json.JSONDecodeError:
+      continue
+  return lines
+
+
+class Recorder:
+  """Records a run, reading a step's results only once the next step is under way.
+
+  Lines of steps after `start_step`, which a killed run may have left, are dropped from
+  `metrics.jsonl`: those steps are done again.
+  """
+
+  def __init__(
+    self, workdir: Path, *, start_step: int, num_steps: int, batch_size: int, log_every: int
+  ):
+    path = workdir / 'metrics.jsonl'
+    kept = [line for line in read_metrics(workdir) if line['step'] <= start_step]
+    atomic.write_bytes(path, ''.join(json.dumps(line) + '\n' for line in kept).encode())
+    self._file = path.open('a', buffering=1)
+    self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
+    self._bar = tqdm(
+      total=num_steps,
+      initial=start_step,
+      desc='train',
+      unit='step',
+      dynamic_ncols=True,
+      mininterval=1.0 if sys.stderr.isatty() else 30.0,  # a log file gets a line now and then
+    )
+    self._num_steps, self._batch_size, self._log_every = num_steps, batch_size, log_every
+    self._pending = None
+    self._restart_clock()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._bar.close()
+    self._file.close()
+    self._events.close()
+
+  def draw(self, batches) -> dict:
+    """The next batch; the time that it takes counts as waiting for data."""
+    before = time.perf_counter()
+    batch = next(batches)
+    self._waited += time.perf_counter() - before
+    return batch
+
+  def took(self, step: int, logs: dict, names: list[str]) -> None:
+    """Step number `step` was dispatched, on the pictures `names`; settles the one before."""
+    self.settle()
+    self._pending = step, logs, names
+    self._steps += 1
+    self._bar.update()
+
+  def settle(self) -> None:
+    """Reads the last step's results.
+
+    Raises:
+      RunError: its loss or its gradient is not finite.
+    """
+    if self._pending is None:
+      return
+    (step, logs, names), self._pending = self._pending, None
+    # A gradient that is not finite has spoilt the state although the loss was still good.
+    for name in ('loss', 'gradient_norm'):
+      if not math.isfinite(value := float(logs[name])):
+        raise RunError(
+          f'the {name} of step {step} is {value}; the checkpoints before it are good. Lower '
+          'optimizer.learning_rate (with another --workdir), or look at the pictures of that step: '
+          f'{", ".join(names)}'
+        )
+    loss = float(logs['loss'])
+    if step % self._log_every == 0 or step == self._num_steps:
+      seconds = time.perf_counter() - self._since
+      speed = self._steps * self._batch_size / seconds
+      waiting = self._waited / seconds
+      values = {name: float(value) for name, value in logs.items()}
+      self.write(
+        step, 'train', values | {'images_per_second': speed, 'data_wait_fraction': waiting}
+      )
+      self._bar.set_postfix_str(
+        f'loss {loss:.3f}, {speed:.1f} images/s, {waiting:.0%} waiting for data',
+        refresh=False,
+      )
+      self._restart_clock()
+
+  def write(self, step: int, split: str, values: dict) -> None:
+    """One line of `metrics.jsonl`, and TensorBoard's scalars; what is no number is left out."""
+    values = {name: v for name, v in values.items() if isinstance(v, int | float)}
+    self._file.write(json.dumps({'step': step, 'split': split} | values) + '\n')
+    for name, value in values.items():
+      self._events.add_scalar(f'{split}/{name}', value, step)
+
+  def evaluated(self, step: int, split: str, result: dict, watched: str, sheet: np.ndarray) -> None:
+    """Measures and pictures of `split` after `step`; its time is not counted as training."""
+    self.write(step, split, result)
+    self._events.add_image(split, sheet, step, dataformats='HWC')
+    score = result[watched]
+    shown = '-' if score is None else f'{score:.4f}'
+    self._bar.write(f'step {step}: {split} {watched} {shown}')
+    self._restart_clock()
+
+  def _restart_clock(self) -> None:
+    self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0

@@ -1,0 +1,123 @@
+"""Training: one fixed order, from the last checkpoint to the last step."""
+
+import signal
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from seg_jax import inspection, losses, pictures
+from seg_jax.data import pipeline
+from seg_jax.data.datasets import open_dataset
+from seg_jax.errors import UserError
+from seg_jax.tasks import build_task
+from seg_jax.training import checkpoints, evaluation, summary
+from seg_jax.training.logs import Recorder, read_metrics
+from seg_jax.training.mesh import make_mesh, placed, replicated, shard_batch, sharded
+from seg_jax.training.optimizer import make_optimizer, make_schedule
+from seg_jax.training.step import init_state, make_step
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+  """Trains `config` in `workdir`, going on from its last checkpoint, then judges the best one.
+
+  What a step sees (pictures, augmentation, dropout) follows from the seed and the step's number
+  alone, so a run that was killed and started again ends with the same bits as one that was not.
+  SIGTERM and Ctrl-C save and return.
+
+  Raises:
+    UserError: something that the config names is wrong.
+    RunError: a loss or a gradient is not finite, or nothing can be saved.
+  """
+  batch_size = config.data.batch_size
+  mesh = make_mesh({'data.batch_size': batch_size, 'eval.batch_size': config.eval.batch_size})
+  source = open_dataset(config.data, config.train.split, config.seed)
+  judged = evaluation.open_splits(config)
+  split, watched = next(iter(judged.items()))
+  task = build_task(config, source.info, _class_weights(config, source))
+  num_steps = config.train.num_steps
+  schedule = make_schedule(config.optimizer, num_steps)
+  optimizer = make_optimizer(config.optimizer, schedule)
+  ema_decay = config.optimizer.ema_decay
+  example = task.example(batch_size, config.data.crop_size)
+  init_key, key = jax.random.split(jax.random.key(config.seed))
+  state = jax.jit(
+    lambda key: init_state(task, optimizer, ema_decay, key, example),
+    out_shardings=replicated(mesh),
+  )(init_key)
+  print(summary.parameters(state.params))
+
+  saved = checkpoints.Checkpoints(workdir, config.train.keep_last)
+  facts = checkpoints.origin(config, source)
+  if start := saved.find('last') or 0:
+    state = saved.restore(start, state, facts)
+    print(f'going on from step {start} of {num_steps} in {workdir}')
+  if start > num_steps:
+    raise UserError(f'train.num_steps is {num_steps}, but {workdir} holds step {start} already')
+  step_fn = make_step(
+    task, optimizer, schedule, accumulation=config.train.accumulation, ema_decay=ema_decay
+  )
+  if start < num_steps:
+    step_fn = summary.compile_step(step_fn, state, placed(example, sharded(mesh)), key)
+  evaluator = evaluation.Evaluator(task, watched, config, split, mesh)
+  batches = pipeline.train_batches(source, config.data, seed=config.seed, start_step=start)
+  recorder = Recorder(
+    workdir,
+    start_step=start,
+    num_steps=num_steps,
+    batch_size=batch_size,
+    log_every=config.train.log_every,
+  )
+  try:
+    with saved, recorder, _StopRequest() as stop:
+      for step in range(start, num_steps + 1):
+        over = step == num_steps or stop.requested
+        if step > start:  # judge and save the state before the step that follows
+          score = None
+          if step % config.train.eval_every == 0 or step == num_steps:
+            recorder.settle()
+            result, sheet = evaluator(step, state.variables, workdir)
+            score = result[task.watched]
+            recorder.evaluated(step, split, result, task.watched, sheet)
+          if over or score is not None or step % config.train.checkpoint_every == 0:
+            recorder.settle()
+            saved.save(step, state, facts, score)
+        if over:
+          break
+        batch = recorder.draw(batches)
+        names = [source.names[i] for i in batch['index']]
+        arrays = shard_batch({name: batch[name] for name in task.batch_keys}, mesh)
+        with summary.enough_memory('a training step', summary.STEP_REMEDY):
+          state, logs = step_fn(state, arrays, key)
+        recorder.took(step + 1, logs, names)
+  finally:
+    batches.close()
+    pictures.save_figure(workdir / 'curves.png', pictures.curve_figure(read_metrics(workdir)))
+  if step < num_steps:
+    print(f'stopped and saved at step {step} of {num_steps}; the same command goes on from there')
+  else:
+    evaluation.evaluate(config, workdir, judged)
+
+
+def _class_weights(config, source):
+  name = config.loss.class_weights
+  counts = (None, None) if name == 'none' else inspection.class_statistics(source)
+  return losses.class_weights(name, *counts)
+
+
+class _StopRequest:
+  """Within it, the first SIGTERM or Ctrl-C asks to stop; a second one stops at once."""
+
+  requested = False
+
+  def __enter__(self):
+    self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def _handle(self, *_):
+    self.requested = True
+    self.__exit__()
+
+  def __exit__(self, *_):
+    for number, handler in self._before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,343 @@
+import pickle
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+from absl.testing import absltest, parameterized
+from PIL import ExifTags, Image
+
+from seg_jax.data import files
+from seg_jax.errors import UserError
+
+SHARED = Path(__file__).resolve().parents[3] / 'shared' / 'data'
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+GREY = PICTURE[..., 0]
+
+# What each EXIF orientation asks for, in the words of its specification.
+UPRIGHT = {
+  1: lambda a: a,
+  2: lambda a: a[:, ::-1],
+  3: lambda a: a[::-1, ::-1],
+  4: lambda a: a[::-1],
+  5: lambda a: a.swapaxes(0, 1),
+  6: lambda a: np.rot90(a, -1),
+  7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+  8: lambda a: np.rot90(a),
+}
+
+
+class FilesTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def save(self, image, name: str, **options) -> Path:
+    path = self.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+    return path
+
+  def assert_user_error(self, function, *args, says: tuple) -> str:
+    with self.assertRaises(UserError) as caught:
+      function(*args)
+    message = str(caught.exception)
+    self.assertNotIn('\n', message)
+    for part in says:
+      self.assertIn(str(part), message)
+    return message
+
+
+def palette_image(indices: np.ndarray, colours: np.ndarray) -> Image.Image:
+  image = Image.fromarray(indices)
+  image.putpalette(colours.astype(np.uint8).tobytes())
+  return image
+
+
+class ReadImageTest(FilesTest):
+  @parameterized.parameters('a.png', 'a.tif', 'a.bmp', 'a.ppm')
+  def test_rgb_is_exact(self, name):
+    path = self.save(PICTURE, name)
+    np.testing.assert_array_equal(files.read_image(path), PICTURE)
+    self.assertEqual(files.image_size(path), (20, 30))
+
+  def test_webp_without_loss_is_exact(self):
+    path = self.save(PICTURE, 'a.webp', lossless=True)
+    np.testing.assert_array_equal(files.read_image(str(path)), PICTURE)
+
+  def test_grey_is_the_same_in_all_channels(self):
+    read = files.read_image(self.save(GREY, 'a.png'))
+    np.testing.assert_array_equal(read, np.stack([GREY] * 3, axis=-1))
+
+  def test_of_16_bits_the_upper_eight_are_kept(self):
+    deep = GREY.astype(np.uint16) * 256 + 77
+    for name in ('a.png', 'a.tif'):
+      read = files.read_image(self.save(deep, name))
+      np.testing.assert_array_equal(read, np.stack([GREY] * 3, axis=-1))
+    path = str(self.folder / 'colour.png')
+    cv2.imwrite(path, PICTURE[..., ::-1].astype(np.uint16) * 256 + 77)
+    np.testing.assert_array_equal(files.read_image(path), PICTURE)
+
+  def test_palette_becomes_its_colours(self):
+    indices, colours = GREY % 7, RNG.integers(0, 256, (7, 3))
+    read = files.read_image(self.save(palette_image(indices, colours), 'a.png'))
+    np.testing.assert_array_equal(read, colours[indices])
+
+  def test_one_bit_is_black_and_white(self):
+    read = files.read_image(self.save(GREY > 99, 'a.png'))
+    np.testing.assert_array_equal(read[..., 1], (GREY > 99) * 255)
+
+  def test_alpha_is_dropped(self):
+    alpha = np.concatenate([PICTURE, GREY[..., None]], axis=-1)
+    np.testing.assert_array_equal(files.read_image(self.save(alpha, 'a.png')), PICTURE)
+    grey = Image.fromarray(GREY).convert('LA')
+    read = files.read_image(self.save(grey, 'b.png'))
+    np.testing.assert_array_equal(read[..., 2], GREY)
+
+  def test_cmyk_is_subtracted_from_white(self):
+    inks = np.concatenate([255 - PICTURE, np.zeros_like(GREY)[..., None]], axis=-1)
+    read = files.read_image(self.save(Image.fromarray(inks, mode='CMYK'), 'a.tif'))
+    np.testing.assert_array_equal(read, PICTURE)
+
+  def test_jpeg_is_what_another_decoder_makes_of_it(self):
+    smooth = cv2.resize(PICTURE[:4, :5], (50, 40), interpolation=cv2.INTER_CUBIC)
+    path = self.save(smooth, 'a.jpg')
+    np.testing.assert_array_equal(files.read_image(path), cv2.imread(str(path))[..., ::-1])
+
+  def test_floating_point_is_refused(self):
+    path = self.save(GREY.astype(np.float32), 'a.tif')
+    self.assert_user_error(files.read_image, path, says=(path, 'expected'))
+
+  @parameterized.product(orientation=tuple(UPRIGHT), name=('a.png', 'a.webp', 'a.tif'))
+  def test_exif_orientation_is_applied_to_pixels_and_size(self, orientation, name):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {'lossless': True} if name == 'a.webp' else {}
+    path = self.save(PICTURE, name, exif=exif, **options)
+    expected = UPRIGHT[orientation](PICTURE)
+    np.testing.assert_array_equal(files.read_image(path), expected)
+    self.assertEqual(files.image_size(path), expected.shape[:2])
+
+  def test_exif_orientation_of_a_jpeg(self):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    plain, turned = self.save(PICTURE, 'a.jpg'), self.save(PICTURE, 'b.jpg', exif=exif)
+    np.testing.assert_array_equal(files.read_image(turned), np.rot90(files.read_image(plain), -1))
+    self.assertEqual(files.image_size(turned), (30, 20))
+
+
+class DamagedFileTest(FilesTest):
+  @parameterized.product(
+    name=('a.png', 'a.jpg', 'a.webp', 'a.tif', 'a.bmp', 'a.gif'), kept=(0.0, 0.02, 0.5, 0.97)
+  )
+  def test_a_truncated_picture_is_refused(self, name, kept):
+    path = self.save(PICTURE, name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    self.assert_user_error(files.read_image, path, says=(path,))
+
+  @parameterized.product(kept=(0.0, 0.02, 0.5, 0.97), palette=(False, True))
+  def test_a_truncated_mask_is_refused(self, kept, palette):
+    mask = palette_image(GREY % 3, PICTURE[0, :3]) if palette else GREY % 3
+    path = self.save(mask, 'a.png')
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    self.assert_user_error(files.read_label, path, files.LabelMap({0: 0, 1: 1, 2: 2}), says=(path,))
+
+  @parameterized.parameters(
+    ('rgb.png', PICTURE, files.read_image),
+    ('grey.png', GREY, files.read_image),
+    ('mask.png', GREY // 128, files.read_mask),
+  )
+  def test_a_changed_byte_in_a_png_never_changes_a_pixel_unnoticed(self, name, pixels, read):
+    path = self.save(pixels, name)
+    whole = path.read_bytes()
+    stacked = np.stack([pixels] * 3, axis=-1)
+    refused = 0
+    for position in np.linspace(8, len(whole) - 1, 40).astype(int):
+      damaged = bytearray(whole)
+      damaged[position] ^= 0x15
+      path.write_bytes(damaged)
+      try:
+        image = read(path)
+        np.testing.assert_array_equal(image, pixels if image.ndim == pixels.ndim else stacked)
+      except UserError:
+        refused += 1
+    self.assertGreater(refused, 30)
+
+  def test_what_is_no_picture_is_refused(self):
+    path = self.folder / 'a.png'
+    for function in (files.read_image, files.image_size, files.read_mask):
+      self.assert_user_error(function, path, says=(path, 'no such file'))
+    path.write_text('hello')
+    for function in (files.read_image, files.image_size, files.read_mask):
+      self.assert_user_error(function, path, says=(path,))
+    self.assert_user_error(files.read_image, self.folder, says=(self.folder,))
+
+
+class ReadLabelTest(FilesTest):
+  def test_values_are_mapped_as_the_table_says(self):
+    table = {3: 0, 7: 1, 200: 253, 0: 255, 255: 2}
+    raw = RNG.choice(list(table), (20, 30)).astype(np.uint8)
+    expected = [[table[value] for value in row] for row in raw.tolist()]
+    label = files.read_label(self.save(raw, 'a.png'), files.LabelMap(table))
+    self.assertEqual(label.dtype, np.uint8)
+    np.testing.assert_array_equal(label, expected)
+
+  @parameterized.parameters('a.png', 'a.tif')
+  def test_values_of_16_bits(self, name):
+    table = {0: 255, 300: 0, 65535: 1}
+    raw = RNG.choice(list(table), (20, 30)).astype(np.uint16)
+    label = files.read_label(self.save(raw, name), files.LabelMap(table))
+    np.testing.assert_array_equal(label, np.vectorize(table.get)(raw))
+
+  def test_of_a_palette_the_index_counts_never_the_colour(self):
+    indices = GREY % 3
+    colours = np.array([(1, 1, 1), (2, 2, 2), (0, 0, 0)])
+    path = self.save(palette_image(indices, colours), 'a.png')
+    label = files.read_label(path, files.LabelMap({0: 0, 1: 1, 2: 2}))
+    np.testing.assert_array_equal(label, indices)
+
+  def test_one_bit_is_0_and_255(self):
+    path = self.save(GREY > 99, 'a.png')
+    label = files.read_label(path, files.LabelMap({0: 0, 255: 1}))
+    np.testing.assert_array_equal(label, GREY > 99)
+
+  @parameterized.parameters(3, 4)
+  def test_colours_are_mapped_as_the_table_says(self, channels):
+    table = {(0, 0, 1): 0, (0, 1, 0): 1, (1, 0, 0): 255, (255, 255, 255): 2}
+    codes = RNG.integers(0, 4, (20, 30))
+    raw = np.array([*table], np.uint8)[codes]
+    raw = np.concatenate([raw, GREY[..., None]], axis=-1)[..., :channels]
+    label = files.read_label(self.save(raw, 'a.png'), files.LabelMap(table))
+    np.testing.assert_array_equal(label, np.array([*table.values()])[codes])
+
+  def test_a_value_that_is_not_in_the_table(self):
+    raw = np.zeros((20, 30), np.uint8)
+    raw[0, :7], raw[1, :2] = 12, 13
+    path = self.save(raw, 'a.png')
+    label_map = files.LabelMap({**{i: i for i in range(12)}, 255: 255})
+    self.assert_user_error(
+      files.read_label,
+      path,
+      label_map,
+      says=(path, 'value 12 (7 pixels), value 13 (2 pixels)', 'expected 0 to 11 or 255'),
+    )
+
+  def test_a_colour_that_is_not_in_the_table(self):
+    raw = np.zeros((20, 30, 3), np.uint8)
+    raw[0, 0] = 60, 40, 222
+    path = self.save(raw, 'a.png')
+    label_map = files.LabelMap({(0, 0, 0): 0, (0, 0, 192): 1})
+    self.assert_user_error(
+      files.read_label,
+      path,
+      label_map,
+      says=(path, 'colour 60,40,222 (1 pixel)', 'expected 0,0,0 or 0,0,192'),
+    )
+
+  def test_many_unknown_values_are_counted_not_listed(self):
+    path = self.save(np.arange(100, dtype=np.uint8)[None], 'a.png')
+    message = self.assert_user_error(
+      files.read_label, path, files.LabelMap({0: 0, 1: 1}), says=('94 more values',)
+    )
+    self.assertLess(len(message), 300)
+
+  def test_raw_values_and_colours_are_counted_as_they_stand_in_the_file(self):
+    values = np.array([[0, 3, 3], [65535, 3, 0]], np.uint16)
+    self.assertEqual(files.value_counts(values), {'0': 2, '3': 3, '65535': 1})
+    colours = np.array([[[255, 0, 1], [255, 0, 1]], [[0, 0, 0], [0, 9, 0]]], np.uint8)
+    self.assertEqual(files.value_counts(colours), {'0,0,0': 1, '0,9,0': 1, '255,0,1': 2})
+
+  def test_jpeg_is_refused(self):
+    path = self.save(GREY, 'a.jpg')
+    self.assert_user_error(
+      files.read_label, path, files.LabelMap({0: 0, 1: 1}), says=(path, 'JPEG', 'PNG')
+    )
+    renamed = path.rename(self.folder / 'b.png')
+    self.assert_user_error(files.read_label, renamed, files.LabelMap({0: 0}), says=('JPEG',))
+
+  def test_colours_where_values_are_expected_and_the_other_way_round(self):
+    values, colours = files.LabelMap({0: 0}), files.LabelMap({(0, 0, 0): 0})
+    path = self.save(PICTURE, 'a.png')
+    self.assert_user_error(files.read_label, path, values, says=(path, 'RGB', 'classes.txt'))
+    for mask in (GREY, palette_image(GREY % 3, PICTURE[0])):
+      path = self.save(mask, 'b.png')
+      self.assert_user_error(files.read_label, path, colours, says=(path, 'RGB', 'classes.txt'))
+
+  def test_only_0_and_255_is_refused_where_nobody_said_what_255_is(self):
+    told = files.LabelMap({0: 0, 1: 1, 255: 255})
+    assumed = files.LabelMap(told.classes, ignore_is_assumed=True)
+    mask = np.zeros((20, 30), np.uint8)
+    files.read_label(self.save(mask, 'empty.png'), assumed)
+    mask[3:9] = 255
+    path = self.save(mask, 'a.png')
+    self.assert_user_error(files.read_label, path, assumed, says=(path, 'NAME, 255', 'ignore, 255'))
+    self.assertEqual(np.unique(files.read_label(path, told)).tolist(), [0, 255])
+    mask[0, 0] = 1
+    files.read_label(self.save(mask, 'b.png'), assumed)
+
+  def test_a_label_map_survives_pickling(self):
+    label_map = files.LabelMap({(0, 0, 0): 0, (9, 9, 9): 1})
+    path = self.save(np.full((2, 2, 3), 9, np.uint8), 'a.png')
+    files.read_label(path, label_map)
+    again = pickle.dumps(label_map)
+    self.assertLess(len(again), 1000)
+    self.assertEqual(files.read_label(path, pickle.loads(again)).tolist(), [[1, 1], [1, 1]])
+
+
+class PairingTest(FilesTest):
+  def touch(self, *names):
+    for name in names:
+      (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+      (self.folder / name).touch()
+
+  def pair(self, *endings):
+    images = files.files_by_stem(self.folder / 'i', *endings[:1])
+    pairs = files.pair_by_stem(images, self.folder / 'm', *endings[1:])
+    return [tuple(path.relative_to(self.folder).as_posix() for path in pair) for pair in pairs]
+
+  def test_pictures_and_masks_of_one_stem_are_paired_in_order(self):
+    self.touch('i/b.jpg', 'i/a.v1.PNG', 'i/.b.png', 'i/.old/c.png', 'i/notes.txt')
+    self.touch('m/a.v1.png', 'm/b.tif', 'm/other.png')
+    self.assertEqual(self.pair(), [('i/a.v1.PNG', 'm/a.v1.png'), ('i/b.jpg', 'm/b.tif')])
+
+  def test_endings_and_folders_are_part_of_a_layout_such_as_that_of_cityscapes(self):
+    self.touch('i/bonn/1_photo.png', 'i/ulm/1_photo.png')
+    self.touch('m/bonn/1_ids.png', 'm/bonn/1_colour.png', 'm/ulm/1_ids.png', 'm/ulm/1_colour.png')
+    self.assertEqual(
+      self.pair('_photo', '_ids'),
+      [('i/bonn/1_photo.png', 'm/bonn/1_ids.png'), ('i/ulm/1_photo.png', 'm/ulm/1_ids.png')],
+    )
+
+  def test_a_picture_without_mask(self):
+    self.touch('i/a.jpg', 'i/b.jpg', 'm/a_L.png')
+    self.assert_user_error(
+      self.pair, '', '_L', says=(self.folder / 'i/b.jpg', self.folder / 'm/b_L.png')
+    )
+
+  def test_two_pictures_of_one_stem(self):
+    self.touch('i/a.jpg', 'i/a.png', 'm/a.png')
+    self.assert_user_error(self.pair, says=(self.folder / 'i/a.jpg', self.folder / 'i/a.png'))
+
+  def test_a_folder_that_is_missing_or_empty(self):
+    self.assert_user_error(self.pair, says=(self.folder / 'i', 'no such directory'))
+    self.touch('i/readme.txt')
+    self.assert_user_error(self.pair, says=(self.folder / 'i', 'no pictures'))
+
+
+class RealMasksTest(absltest.TestCase):
+  def test_palette_masks_of_pascal_voc_hold_their_classes(self):
+    folder = SHARED / 'pascal_voc/VOCdevkit/VOC2012'
+    if not folder.is_dir():
+      self.skipTest(f'{folder} is not there')
+    label_map = files.LabelMap({**{i: i for i in range(21)}, 255: 255})
+    # To be seen on the picture: aeroplanes (1) and persons (15).
+    label = files.read_label(folder / 'SegmentationClass/2007_000032.png', label_map)
+    self.assertEqual(np.unique(label).tolist(), [0, 1, 15, 255])
+    self.assertEqual(label.shape, files.image_size(folder / 'JPEGImages/2007_000032.jpg'))
+
+
+if __name__ == '__main__':
+  absltest.main()

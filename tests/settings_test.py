@@ -1,0 +1,113 @@
+import json
+import math
+import random
+import tempfile
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from configs import common, unet
+from seg_jax import settings
+from seg_jax.errors import UserError
+
+
+class SettingsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+
+  def test_what_is_written_is_what_is_read(self):
+    config = unet.get_config('camvid')
+    settings.for_training(config, self.folder)
+    self.assertEqual(settings.read(self.folder / 'config.json'), config.to_dict())
+    again = settings.for_inference(unet.get_config('shapes'), {}, self.folder)
+    self.assertEqual(again.to_dict(), config.to_dict())
+
+  def test_overrides_win_over_what_the_run_was_trained_with(self):
+    settings.for_training(unet.get_config(), self.folder)
+    config = settings.for_inference(unet.get_config(), {'eval.splits': 'test'}, self.folder)
+    self.assertEqual(config.eval.splits, 'test')
+
+  def test_a_workdir_takes_the_same_config_again_and_whatever_changes_no_parameter(self):
+    settings.for_training(unet.get_config(), self.folder)
+    (self.folder / 'checkpoints' / '20').mkdir(parents=True)
+    for key in ('data.num_workers', 'train.log_every', 'eval.batch_size'):
+      config = unet.get_config()
+      config.update_from_flattened_dict({key: 7})
+      settings.for_training(config, self.folder)
+      settings.for_training(unet.get_config(), self.folder)
+
+  def test_a_workdir_of_another_run_is_refused_with_every_difference(self):
+    settings.for_training(unet.get_config(), self.folder)
+    (self.folder / 'checkpoints' / '20').mkdir(parents=True)
+    before = (self.folder / 'config.json').read_bytes()
+    config = unet.get_config()
+    config.model.width, config.seed = 17, 5
+    message = r'model.width is 16 there and 17 here; seed is 0 there and 5 here'
+    with self.assertRaisesRegex(UserError, message):
+      settings.for_training(config, self.folder)
+    self.assertEqual((self.folder / 'config.json').read_bytes(), before)
+
+  def test_a_workdir_without_checkpoints_takes_another_config(self):
+    settings.for_training(unet.get_config(), self.folder)
+    config = unet.get_config()
+    config.seed = 5
+    settings.for_training(config, self.folder)
+    self.assertEqual(settings.read(self.folder / 'config.json')['seed'], 5)
+
+  @parameterized.parameters(
+    ('optimizer.step_boundaries', (300,), 'growing shares of train.num_steps'),
+    ('data.std', (0.0, 0.0, 0.0), r'3 numbers in \(0, 1\]'),
+    ('seed', 2**64, 'whole number from 0'),
+    ('eval.checkpoint', 'bst', 'best or last'),
+    ('train.num_steps', 0, 'whole number above 0'),
+    ('optimizer.learning_rate', math.nan, 'number of 0 or more'),
+    ('data.scale_range', (2.0, 0.5), 'low <= high'),
+    ('data.crop_size', (96, 96, 3), r'pair of whole numbers'),
+    ('data.crop_size', ('a', 'b'), r'pair of whole numbers'),
+    ('optimizer.ema_decay', 1.0, 'from 0 to below 1'),
+    ('parallel', 'threads', "expected 'jit'"),
+    ('train.accumulation', 3, 'no multiple of train.accumulation'),
+  )
+  def test_a_value_that_no_run_can_work_with(self, key, value, message):
+    config = unet.get_config()
+    config.update_from_flattened_dict({key: value})
+    with self.assertRaisesRegex(UserError, message):
+      settings.check(config)
+
+  def test_every_key_that_is_checked_or_free_exists(self):
+    known = settings.flat(unet.get_config().to_dict())
+    for _, _, keys in settings.CHECKS:
+      self.assertContainsSubset(keys.split(), known)
+    for key in settings.FREE:
+      self.assertTrue(any(name.startswith(key) for name in known), key)
+
+  def test_a_mutated_config_is_read_or_refused_never_worse(self):
+    settings.for_training(unet.get_config(), self.folder)
+    path = self.folder / 'config.json'
+    whole, rng = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(300):
+      data = bytearray(whole)
+      for _ in range(rng.randrange(1, 4)):
+        kind, at = rng.randrange(3), rng.randrange(len(data))
+        if kind == 0:
+          data[at] = rng.randrange(256)
+        elif kind == 1:
+          del data[at : at + rng.randrange(1, 30)]
+        else:
+          data[at:at] = rng.choice((b'null', b'[]', b'-1', b'"x"', b'{', b'1e999'))
+      path.write_bytes(data)
+      try:
+        settings.for_inference(unet.get_config(), {}, self.folder)
+      except UserError as error:
+        refused += 1
+        self.assertNotIn('\n', str(error))
+    self.assertGreater(refused, 100)
+
+  def test_the_schema_is_plain_json(self):
+    json.dumps(common.get_config().to_dict(), allow_nan=False)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,133 @@
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from configs import unet
+from seg_jax.data.datasets.base import DatasetInfo, voc_colormap
+from seg_jax.metrics import semantic as metrics
+from seg_jax.tasks import build_task
+from seg_jax.training.evaluation import Evaluator
+from seg_jax.training.mesh import make_mesh
+
+CLASSES = 7
+INFO = DatasetInfo('memory', tuple('abcdefg'), voc_colormap(CLASSES))
+
+
+class RedIsTheClass(nn.Module):
+  """Reads the class off the red channel, so that predictions are known without a network."""
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    red = jnp.round(images[..., :1] * 255.0)
+    return {'logits': -jnp.abs(red - jnp.arange(CLASSES, dtype=jnp.float32).reshape(1, 1, 1, -1))}
+
+
+class Memory:
+  """Records of odd and different sizes: the red channel is a wrong guess on some pixels."""
+
+  info = INFO
+
+  def __init__(self, sizes):
+    rng = np.random.default_rng(0)
+    self.names = [str(size) for size in sizes]
+    self._records = []
+    for size in sizes:
+      label = rng.integers(0, CLASSES - 1, size)  # the last class is only ever guessed
+      guess = np.where(rng.random(size) < 0.3, rng.integers(0, CLASSES, size), label)
+      label[rng.random(size) < 0.1] = 255
+      image = np.stack([guess, guess * 0, guess * 0], -1).astype(np.uint8)
+      self._records.append({'image': image, 'label': label.astype(np.uint8)})
+
+  def __len__(self):
+    return len(self._records)
+
+  def __getitem__(self, index):
+    return self._records[index]
+
+  def size(self, index):
+    return self._records[index]['label'].shape
+
+  def counted(self):
+    """The confusion matrix and the top five, one pixel at a time."""
+    confusion, top5 = np.zeros((CLASSES, CLASSES), np.int64), np.zeros(CLASSES, np.int64)
+    for record in self._records:
+      for truth, guess in zip(
+        record['label'].ravel(), record['image'][..., 0].ravel(), strict=True
+      ):
+        if truth != 255:
+          confusion[truth, guess] += 1
+          nearest = sorted(range(CLASSES), key=lambda c: (abs(c - int(guess)), c))
+          top5[truth] += int(truth) in nearest[:5]
+    return {'confusion': confusion, 'top5': top5, 'images': np.int64(len(self))}
+
+
+def known_task(image_scale=1.0):
+  task = build_task(unet.get_config(), INFO)
+  plain = {'mean': (0.0,) * 3, 'std': (1.0,) * 3, 'image_scale': image_scale}
+  return dataclasses.replace(task, model=RedIsTheClass(), **plain)
+
+
+class SemanticTaskTest(parameterized.TestCase):
+  @parameterized.parameters((4, 1), (4, 8), (1, 1), (64, 32))
+  def test_every_picture_counts_once_at_its_native_size(self, batch_size, size_multiple):
+    """Five pictures, so with batches of four the last one holds a single picture."""
+    source = Memory([(9, 7)] * 5 + [(13, 9), (8, 16), (1, 3)])
+    config = unet.get_config()
+    config.eval.update({'batch_size': batch_size, 'size_multiple': size_multiple})
+    evaluator = Evaluator(known_task(), source, config, 'val', make_mesh())
+    with tempfile.TemporaryDirectory() as folder:
+      result, sheet = evaluator(5, {'params': {}}, Path(folder))
+    self.assertEqual(result['step'], 5)
+    self.assertEqual(result['num_images'], 8)
+    expected = metrics.result(source.counted(), INFO.class_names)
+    for name in ('miou', 'pixel_accuracy', 'per_class', 'mean_dice', 'top5_accuracy'):
+      self.assertEqual(result[name], expected[name], name)
+    self.assertEqual(result['per_class']['g']['iou'], 0)  # guessed, never true
+    self.assertEqual(sheet.dtype, np.uint8)
+
+  def test_nothing_labelled_gives_no_scores(self):
+    source = Memory([(5, 5), (5, 5)])
+    for record in source._records:
+      record['label'][:] = 255
+    evaluator = Evaluator(known_task(), source, unet.get_config(), 'val', make_mesh())
+    with tempfile.TemporaryDirectory() as folder:
+      result, _ = evaluator(5, {'params': {}}, Path(folder))
+    self.assertIsNone(result['miou'])
+    self.assertIsNone(result['cross_entropy'])
+
+  @parameterized.parameters(0.5, 1.0, 2.0)
+  def test_predictions_come_at_the_pictures_own_size(self, image_scale):
+    task = known_task(image_scale)
+    image = np.zeros((2, 21, 34, 3), np.uint8)
+    image[:, :, 17:, 0] = 3
+    predictions = task.predict({'params': {}}, {'image': jnp.asarray(image)})
+    self.assertEqual(predictions['logits'].shape, (2, 21, 34, CLASSES))
+    # Away from the edge, where a scaled picture mixes the two sides.
+    np.testing.assert_array_equal(predictions['label'][:, :, :14], 0)
+    np.testing.assert_array_equal(predictions['label'][:, :, 20:], 3)
+
+  def test_the_cross_entropy_is_that_of_all_labelled_pixels(self):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(3, 4, 5, CLASSES)).astype(np.float32)
+    label = rng.integers(0, CLASSES, (3, 4, 5)).astype(np.int32)
+    label[0] = 255
+    probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    costs = [-np.log(probability[i][label[i]]) for i in np.ndindex(3, 4, 5) if label[i] != 255]
+    task = known_task()
+    state = task.empty()
+    for i in range(3):  # batches of one, the first without any label
+      batch = {'label': jnp.asarray(label[i : i + 1]), 'valid': jnp.ones(1, bool)}
+      part = jnp.asarray(logits[i : i + 1])
+      predictions = {'logits': part, 'label': jnp.argmax(part, -1).astype(jnp.int32)}
+      state = task.merge(state, jax.device_get(task.count(predictions, batch)))
+    self.assertAlmostEqual(task.result(state)['cross_entropy'], np.mean(costs), places=5)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,90 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl.testing import absltest, parameterized
+
+from configs import unet
+from seg_jax.data.datasets.shapes import INFO
+from seg_jax.tasks import build_task
+from seg_jax.training.step import init_state, make_step
+
+RATE = 0.1
+
+
+def small_task(norm='none', class_weights=None):
+  config = unet.get_config()
+  config.model.update({'width': 2, 'depth': 1, 'norm': norm})
+  config.loss.dice = 0.0  # it is no mean over pixels
+  return build_task(config, INFO, class_weights)
+
+
+def random_batch(n=4, size=8):
+  rng = np.random.default_rng(0)
+  label = rng.integers(0, 7, (n, size, size)).astype(np.int32)
+  label[0, :6] = 255  # the parts of the batch have different numbers of labelled pixels
+  image = rng.integers(0, 256, (n, size, size, 3)).astype(np.uint8)
+  return jax.tree.map(jnp.asarray, {'image': image, 'label': label, 'valid': np.ones(n, bool)})
+
+
+def run(task, batch, steps=1, ema_decay=0.0, accumulation=1):
+  optimizer, schedule = optax.sgd(RATE), optax.constant_schedule(RATE)
+  key = jax.random.key(0)
+  step = jax.jit(
+    make_step(task, optimizer, schedule, accumulation=accumulation, ema_decay=ema_decay)
+  )
+  states = [init_state(task, optimizer, ema_decay, key, batch)]
+  for _ in range(steps):
+    state, logs = step(states[-1], batch, key)
+    states.append(state)
+  return states, logs
+
+
+class StepTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enterContext(jax.numpy_dtype_promotion('standard'))  # optax's schedules need it
+
+  @parameterized.parameters((None,), (np.arange(1, 8, dtype=np.float32),))
+  def test_accumulated_parts_give_the_whole_batchs_step(self, class_weights):
+    task, batch = small_task(class_weights=class_weights), random_batch()
+    (_, whole), whole_logs = run(task, batch)
+    (_, parts), parts_logs = run(task, batch, accumulation=2)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole.params, parts.params
+    )
+    self.assertAlmostEqual(float(whole_logs['loss']), float(parts_logs['loss']), places=5)
+
+  def test_the_average_of_the_weights_follows_its_formula(self):
+    states, _ = run(small_task(), random_batch(), steps=3, ema_decay=0.5)
+    kernel = [np.asarray(state.params['head']['kernel']) for state in states]
+    expected = kernel[0]
+    for step in range(3):
+      decay = min(0.5, (1 + step) / (10 + step))
+      expected = decay * expected + (1 - decay) * kernel[step + 1]
+    np.testing.assert_allclose(
+      states[-1].variables['params']['head']['kernel'], expected, atol=1e-6
+    )
+
+  def test_a_batch_without_labels_changes_nothing(self):
+    task, batch = small_task(), random_batch()
+    batch['label'] = jnp.full_like(batch['label'], 255)
+    for accumulation in (1, 2):
+      (before, after), logs = run(task, batch, accumulation=accumulation)
+      self.assertEqual(float(logs['loss']), 0)
+      jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+
+  def test_everything_moves(self):
+    (before, after), logs = run(small_task(norm='batch'), random_batch())
+    self.assertEqual(int(after.step), 1)
+    for collection in ('params', 'model_state'):
+      pairs = jax.tree.map(
+        lambda a, b: bool(jnp.any(a != b)), getattr(before, collection), getattr(after, collection)
+      )
+      self.assertTrue(jax.tree.all(pairs), collection)
+    self.assertGreater(float(logs['gradient_norm']), 0)
+    self.assertAlmostEqual(float(logs['learning_rate']), RATE, places=6)
+
+
+if __name__ == '__main__':
+  absltest.main()
