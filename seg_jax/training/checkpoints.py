@@ -3,6 +3,7 @@
 import contextlib
 import math
 import operator
+import shutil
 from pathlib import Path
 
 import jax
@@ -20,14 +21,15 @@ from seg_jax.training.optimizer import make_optimizer, make_schedule
 from seg_jax.training.step import init_state
 
 _of_metrics = operator.itemgetter('score')  # the one number that Orbax keeps beside a step
+_DISCARDED = 'discarded'  # a step is moved there at once, then deleted file by file
 
 
 class Checkpoints:
   """The checkpoints of one run, `DIR/checkpoints/STEP/`.
 
   Each holds the state and a small JSON of `facts` about the run. A save is asynchronous, and its
-  directory gets its name only when everything is in it, so a kill or a full disk costs that save
-  and nothing before it.
+  directory gets its name only when everything is in it, and loses it before anything is deleted,
+  so a kill or a full disk costs that save and nothing before it.
   """
 
   def __init__(self, workdir: Path, keep_last: int = 1, *, read_only: bool = False):
@@ -39,21 +41,29 @@ class Checkpoints:
       cleanup_tmp_directories=not read_only,  # they may be another process's save under way
       create=not read_only,
       read_only=read_only,
+      todelete_subdir=None if read_only else _DISCARDED,
     )
     handlers = {'state': ocp.StandardCheckpointHandler(), 'facts': ocp.JsonCheckpointHandler()}
     with _told_as(errors.UserError, f'{self._directory} cannot be opened'):
       self._manager = ocp.CheckpointManager(
         self._directory, item_handlers=handlers, options=options
       )
+    if not read_only:
+      self._empty_discarded()
 
   def save(self, step: int, state, facts: dict, score: float | None = None) -> None:
     """Starts to save; `score` is the watched measure where it is known at this step."""
     if step in self._manager.all_steps():
       return
+    self._empty_discarded()
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), facts=ocp.args.JsonSave(facts))
     metrics = {'score': -math.inf if score is None else float(score)}
     with self._writable():
       self._manager.save(step, args=args, metrics=metrics, force=True)
+
+  def _empty_discarded(self) -> None:
+    for path in (self._directory / _DISCARDED).glob('*'):
+      shutil.rmtree(path, ignore_errors=True)
 
   def _writable(self):
     message = f'nothing more can be saved in {self._directory}, what is there is whole'
@@ -114,6 +124,7 @@ class Checkpoints:
     """Waits for the save under way; tells what went wrong in it, if nothing else did before."""
     with self._writable() if kind is None else contextlib.suppress(Exception):
       self._manager.wait_until_finished()
+      self._empty_discarded()
     self._manager.close()
 
 

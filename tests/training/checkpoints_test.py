@@ -1,7 +1,10 @@
+import collections
+import os
 import random
 import shutil
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +32,7 @@ class CheckpointsTest(parameterized.TestCase):
         saved.save(step, state(step), FACTS, score)
 
   def steps(self):
-    return sorted(int(path.name) for path in (self.folder / 'checkpoints').iterdir())
+    return sorted(int(path.name) for path in (self.folder / 'checkpoints').glob('[0-9]*'))
 
   def test_the_last_ones_and_the_best_are_kept(self):
     self.save({1: 0.5, 2: 0.9, 3: 0.1, 4: None, 5: 0.2})
@@ -42,6 +45,23 @@ class CheckpointsTest(parameterized.TestCase):
       np.testing.assert_array_equal(restored['params']['kernel'], 2 * np.ones((3, 4)))
       with self.assertRaisesRegex(UserError, r"eval.checkpoint is '3'.*2, 4, 5"):
         saved.find('3')
+
+  def test_a_step_that_is_no_longer_kept_is_never_seen_half_deleted(self):
+    unlink, seen = os.unlink, collections.defaultdict(set)
+
+    def spy(*args, **kwargs):
+      unlink(*args, **kwargs)
+      for path in (self.folder / 'checkpoints').glob('[0-9]*'):
+        if path.name.isdigit():  # and not the temporary name of a save under way
+          seen[path.name].add(frozenset(file.relative_to(path) for file in path.rglob('*')))
+
+    with mock.patch.object(os, 'unlink', spy):
+      self.save(dict.fromkeys(range(1, 6), 0.5), keep_last=1)
+    self.assertNotEmpty(seen)
+    self.assertEqual(
+      {step: len(listings) for step, listings in seen.items()}, dict.fromkeys(seen, 1)
+    )
+    self.assertEmpty(list((self.folder / 'checkpoints' / 'discarded').glob('*')))
 
   def test_the_best_of_an_earlier_start_is_kept(self):
     self.save({1: 0.5, 2: 0.9, 3: 0.1})

@@ -25,13 +25,18 @@ loop.train(config, Path(sys.argv[1]))
 
 
 def start(workdir):
-  return subprocess.Popen(
-    [sys.executable, '-c', SCRIPT, workdir],
-    cwd=Path(__file__).parents[2],
-    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
+  with open(f'{workdir}.log', 'w') as log:
+    return subprocess.Popen(
+      [sys.executable, '-c', SCRIPT, workdir],
+      cwd=Path(__file__).parents[2],
+      env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+      stdout=log,
+      stderr=log,
+    )
+
+
+def log_of(workdir):
+  return Path(f'{workdir}.log').read_text()
 
 
 def logged_step(workdir):
@@ -44,15 +49,15 @@ class KillTest(absltest.TestCase):
     rng = random.Random()
     with tempfile.TemporaryDirectory() as folder:
       whole, killed = Path(folder) / 'whole', Path(folder) / 'killed'
-      self.assertEqual(start(whole).wait(timeout=300), 0)
+      self.assertEqual(start(whole).wait(timeout=300), 0, log_of(whole))
       kills = sorted(rng.sample(range(5, 380), 3))
       for step in kills:
         process = start(killed)
         while logged_step(killed) < step and process.poll() is None:
           time.sleep(0.002)
         process.kill()
-        self.assertEqual(process.wait(timeout=60), -9, f'{kills}: over before it was killed')
-      self.assertEqual(start(killed).wait(timeout=300), 0)
+        self.assertEqual(process.wait(timeout=60), -9, f'{kills}: {log_of(killed)}')
+      self.assertEqual(start(killed).wait(timeout=300), 0, log_of(killed))
       compare(self, outcome(whole), outcome(killed))
 
 

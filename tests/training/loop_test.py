@@ -34,7 +34,7 @@ def train_and_stop(workdir, config, at):
 
 def outcome(workdir):
   """Every array of the last checkpoint, and every logged number that is no speed."""
-  steps = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+  steps = sorted(int(path.name) for path in (workdir / 'checkpoints').glob('[0-9]*'))
   state = ocp.StandardCheckpointer().restore(workdir / 'checkpoints' / str(steps[-1]) / 'state')
   leaves = {
     jax.tree_util.keystr(path): np.asarray(leaf)
