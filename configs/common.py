@@ -18,6 +18,9 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   config.data = data = ml_collections.ConfigDict()
   data.name = dataset
   data.dir = ''  # the dataset as its owners ship it, unpacked
+  data.variant = ''  # which edition of it, where there are several; '' is the first in its file
+  data.extras = ()  # what is read besides pictures and labels: 'instances', 'depth'
+  data.max_instances = 100  # objects of a picture in a batch; the largest, if it has more
   data.shapes_size = (96, 96)  # rows, columns of a generated scene
   data.batch_size = 16  # over all devices
   data.crop_size = (96, 96)  # rows, columns of a training crop, after image_scale

@@ -14,9 +14,9 @@ CHECKS = (
   (
     'whole number above 0',
     lambda v: type(v) is int and v > 0,
-    'data.batch_size data.num_threads model.width model.depth train.num_steps train.accumulation '
-    'train.log_every train.eval_every train.checkpoint_every train.keep_last eval.batch_size '
-    'eval.size_multiple eval.num_pictures',
+    'data.batch_size data.num_threads data.max_instances model.width model.depth train.num_steps '
+    'train.accumulation train.log_every train.eval_every train.checkpoint_every train.keep_last '
+    'eval.batch_size eval.size_multiple eval.num_pictures',
   ),
   (
     'number of 0 or more',
@@ -40,6 +40,11 @@ CHECKS = (
     'pair (low, high) with 0 < low <= high',
     lambda v: len(v) == 2 and 0 < v[0] <= v[1] < math.inf,
     'data.scale_range',
+  ),
+  (
+    "tuple of 'instances' and 'depth', or ()",
+    lambda v: isinstance(v, tuple) and set(v) <= {'instances', 'depth'},
+    'data.extras',
   ),
   ('number above 0 and at most 4', lambda v: 0 < v <= 4, 'data.image_scale'),
   (

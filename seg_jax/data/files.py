@@ -6,11 +6,14 @@ Whatever is wrong with a file is a `UserError` that names it.
 import contextlib
 import dataclasses
 import functools
+import io
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
+from absl import logging
 from PIL import ExifTags, Image
 
 from seg_jax import IGNORE
@@ -18,23 +21,40 @@ from seg_jax.errors import UserError
 
 # What is wrong with a file is told here, in one line, and not by OpenCV in one of its own.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+Image.MAX_IMAGE_PIXELS = None  # `_opened` has the limit, and no warning below it
 
 SUFFIXES = {'.bmp', '.gif', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 
 Colour = tuple[int, int, int]
 
+MAX_PIXELS = 178_956_970  # of a picture, 13377 x 13377; more is refused, unread
+
 _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
+  2: lambda array: array[:, ::-1],
+  3: lambda array: array[::-1, ::-1],
+  4: lambda array: array[::-1],
+  5: lambda array: array.swapaxes(0, 1),
+  6: lambda array: np.rot90(array, -1),
+  7: lambda array: array[::-1, ::-1].swapaxes(0, 1),
+  8: np.rot90,
 }
 
 
-def read_image(path: str | Path) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """A picture file's bytes, for the functions below that take a path, and what to call it."""
+
+  data: bytes
+  name: str
+
+  def __str__(self) -> str:
+    return self.name
+
+
+File = str | Path | Encoded
+
+
+def read_image(path: File) -> np.ndarray:
   """uint8 [H, W, 3], RGB and upright, from any usual format, truecolour, palette, grey or CMYK.
 
   An alpha channel is dropped, of 16 bits the upper eight are kept. A file that is truncated or
@@ -43,19 +63,38 @@ def read_image(path: str | Path) -> np.ndarray:
   with _opened(path) as image:
     if image.format == 'PNG' and image.mode == 'RGB' and _orientation(image) == 1:
       # A third faster than Pillow to the same pixels, and strict: None if any checksum is wrong.
-      decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+      decoded = cv2.imdecode(np.frombuffer(_bytes(path), np.uint8), cv2.IMREAD_COLOR)
       if decoded is None:
         raise OSError('truncated or damaged PNG')
       return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-    image = _decoded(path, image)
+    if image.mode in ('1', 'L', 'LA', 'CMYK'):
+      kind = 'CMYK' if image.mode == 'CMYK' else 'grey'
+      logging.log_first_n(
+        logging.WARNING, '%s is %s: it and all like it are converted to RGB', 1, path, kind
+      )
+    _check_checksums(path, image)
     if image.mode.startswith('I;16'):
-      return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
-    if image.mode in ('I', 'F'):
+      array = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
+    elif image.mode in ('I', 'F'):
       raise OSError(f'pixels of mode {image.mode}; expected 8 or 16 bits a channel')
-    return np.array(image.convert('RGB'))
+    else:
+      array = np.array(image.convert('RGB'))
+    return turn(array, _orientation(image))
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
+  """`array` [H, W, ...] as stored, upright, by EXIF's number for how it is stored."""
+  upright = _UPRIGHT.get(orientation)
+  return array if upright is None else np.ascontiguousarray(upright(array))
+
+
+def image_orientation(path: File) -> int:
+  """EXIF's number for how the picture is stored: 1 is upright, 5 and above on its side."""
+  with _opened(path) as image:
+    return _orientation(image)
+
+
+def image_size(path: File) -> tuple[int, int]:
   """Rows and columns of what `read_image` returns, from the file's header alone."""
   with _opened(path) as image:
     columns, rows = image.size
@@ -80,22 +119,26 @@ class LabelMap:
     return isinstance(next(iter(self.classes)), tuple)
 
 
-def read_label(path: str | Path, label_map: LabelMap) -> np.ndarray:
-  """uint8 [H, W] of classes and 255 = ignore.
+def read_label(path: File, label_map: LabelMap) -> np.ndarray:
+  """uint8 [H, W] of classes and 255 = ignore: `to_classes` of `read_mask`."""
+  return to_classes(read_mask(path), label_map, str(path))
 
-  Raises a `UserError` that names the file if it cannot be read, is a JPEG, is coloured where values
-  are expected or the other way round, or holds what `label_map` does not know.
+
+def to_classes(raw: np.ndarray, label_map: LabelMap, place: str) -> np.ndarray:
+  """uint8 [H, W] of classes and 255 = ignore, from raw values [H, W] or colours [H, W, 3].
+
+  Raises a `UserError` that names `place` if there are colours where values are expected or the
+  other way round, or anything that `label_map` does not know.
   """
-  raw = read_mask(path)
   coloured = raw.ndim == 3
   if coloured and not label_map.by_colour:
     raise UserError(
-      f'{path}: a mask in RGB colours; expected one channel of class values'
+      f'{place}: a mask in RGB colours; expected one channel of class values'
       " (or, in a dataset of your own, a line 'NAME, R, G, B' for each class in classes.txt)"
     )
   if label_map.by_colour and not coloured:
     raise UserError(
-      f'{path}: a mask of one channel, grey or palette; expected RGB, as the classes are given by'
+      f'{place}: a mask of one channel, grey or palette; expected RGB, as the classes are given by'
       " colour (or, in a dataset of your own, a line 'NAME, VALUE' for each class in classes.txt)"
     )
   codes = _colour_codes(raw) if coloured else raw
@@ -103,22 +146,22 @@ def read_label(path: str | Path, label_map: LabelMap) -> np.ndarray:
   unknown = label == _UNKNOWN
   if unknown.any():
     raise UserError(
-      f'{path}: {describe(raw[unknown])} not known; expected {_listing(label_map.classes)}'
+      f'{place}: {describe(raw[unknown])} not known; expected {_listing(label_map.classes)}'
     )
   if label_map.ignore_is_assumed and (label == IGNORE).any() and np.isin(label, (0, IGNORE)).all():
     raise UserError(
-      f'{path}: a mask of the values 0 and 255 only; is 255 a class or to be ignored? Say so in'
+      f'{place}: a mask of the values 0 and 255 only; is 255 a class or to be ignored? Say so in'
       " classes.txt: either a value for each class ('NAME, 0' and 'NAME, 255'), or one more line"
       " 'ignore, 255'"
     )
   return label
 
 
-def read_mask(path: str | Path) -> np.ndarray:
+def read_mask(path: File) -> np.ndarray:
   """The raw values of a mask, [H, W] uint8 or uint16, or its colours, uint8 [H, W, 3].
 
   Of a palette image the indices are the values. Fewer than eight bits of grey are read as any
-  viewer shows them: a one-bit mask holds 0 and 255.
+  viewer shows them: a one-bit mask holds 0 and 255. An alpha channel is dropped.
   """
   with _opened(path) as image:
     if image.format in ('JPEG', 'MPO'):
@@ -126,14 +169,25 @@ def read_mask(path: str | Path) -> np.ndarray:
         f'{path}: a JPEG mask; its compression has blurred the classes, expected a PNG made from'
         ' the original annotation'
       )
-    image = _decoded(path, image)
+    _check_checksums(path, image)
     if image.mode in ('L', 'P') or image.mode.startswith('I;16'):
-      return np.array(image)
-    if image.mode in ('1', 'LA'):
-      return np.array(image.convert('L'))
-    if image.mode in ('RGB', 'RGBA'):
-      return np.array(image.convert('RGB'))
-    raise OSError(f'pixels of mode {image.mode}; expected grey, palette, RGB or RGBA')
+      array = np.array(image)
+    elif image.mode in ('1', 'LA'):
+      array = np.array(image.convert('L'))
+    elif image.mode in ('RGB', 'RGBA'):
+      array = np.array(image.convert('RGB'))
+    else:
+      raise OSError(f'pixels of mode {image.mode}; expected grey, palette, RGB or RGBA')
+    return turn(array, _orientation(image))
+
+
+def read_rgba(path: File) -> np.ndarray:
+  """uint8 [H, W, 4] of a PNG with four channels, where each of them means something."""
+  with _opened(path) as image:
+    if image.mode != 'RGBA':
+      raise OSError(f'pixels of mode {image.mode}; expected RGBA')
+    _check_checksums(path, image)
+    return np.array(image)
 
 
 def describe(pixels: np.ndarray, limit: int = 4) -> str:
@@ -190,10 +244,13 @@ def _listing(keys: Mapping, limit: int = 12) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
+def _opened(path: File) -> Iterator[Image.Image]:
   """The open file; whatever is raised on its way is told as the file's fault."""
   try:
-    with Image.open(path) as image:
+    with Image.open(_readable(path)) as image:
+      columns, rows = image.size
+      if rows * columns > MAX_PIXELS:
+        raise OSError(f'{rows} x {columns} pixels, more than {MAX_PIXELS:,}')
       yield image
   except (UserError, MemoryError):
     raise
@@ -203,12 +260,19 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     raise UserError(f'{path}: cannot be read ({error}); expected a whole picture file') from error
 
 
-def _decoded(path: str | Path, image: Image.Image) -> Image.Image:
-  if image.format == 'PNG':  # without this a fifth of all damaged masks decode to other classes
-    with Image.open(path) as checked:
+def _readable(path: File):
+  return io.BytesIO(path.data) if isinstance(path, Encoded) else path
+
+
+def _bytes(path: File) -> bytes:
+  return path.data if isinstance(path, Encoded) else Path(path).read_bytes()
+
+
+def _check_checksums(path: File, image: Image.Image) -> None:
+  """Pillow decodes a PNG without; a fifth of all damaged masks would decode to other classes."""
+  if image.format == 'PNG':
+    with Image.open(_readable(path)) as checked:
       checked.verify()
-  turn = _UPRIGHT.get(_orientation(image))
-  return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -219,13 +283,20 @@ def _orientation(image: Image.Image) -> int:
 
 
 def pictures_below(folder: Path) -> list[Path]:
-  """The pictures at any depth below `folder`, sorted; hidden files and folders are passed over."""
-  return [
-    path
-    for path in sorted(folder.rglob('*'))
-    if path.suffix.lower() in SUFFIXES
-    and not any(part.startswith('.') for part in path.relative_to(folder).parts)
-  ]
+  """The pictures at any depth below `folder`, sorted; hidden files and folders are passed over.
+
+  Links are followed, also to folders elsewhere, but not in a circle.
+  """
+  found, entered = [], set()
+  for parent, folders, names in os.walk(folder, followlinks=True):
+    entered.add(os.path.realpath(parent))
+    folders[:] = [
+      name
+      for name in folders
+      if not name.startswith('.') and os.path.realpath(os.path.join(parent, name)) not in entered
+    ]
+    found += [Path(parent, name) for name in names if not name.startswith('.')]
+  return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def files_by_stem(folder: Path, ending: str = '') -> dict[str, Path]:
@@ -250,16 +321,17 @@ def files_by_stem(folder: Path, ending: str = '') -> dict[str, Path]:
   return files
 
 
-def pair_by_stem(
-  images: Mapping[str, Path], label_dir: Path, label_ending: str = ''
-) -> list[tuple[Path, Path]]:
-  """(picture, mask) for each picture; masks of no picture are left aside, as splits need that."""
-  labels = files_by_stem(label_dir, label_ending)
-  missing = [stem for stem in images if stem not in labels]
+def match_stems(
+  images: Mapping[str, Path], folder: Path, ending: str = '', what: str = 'mask'
+) -> list[Path]:
+  """For each picture its file in `folder`; files of no picture are left aside, as splits need."""
+  files = files_by_stem(folder, ending)
+  missing = [stem for stem in images if stem not in files]
   if missing:
     stem, *others = missing
     more = f'; so have {len(others)} more: {", ".join(others[:10])}' if others else ''
+    suffix = next(iter(files.values())).suffix
     raise UserError(
-      f'{images[stem]}: has no mask; expected {label_dir / (stem + label_ending)}.png{more}'
+      f'{images[stem]}: has no {what}; expected {folder / (stem + ending)}{suffix}{more}'
     )
-  return [(image, labels[stem]) for stem, image in images.items()]
+  return [files[stem] for stem in images]

@@ -1,9 +1,10 @@
 """From a source to batches, with Grain: random ones without end, or each record exactly once.
 
 A batch is a dict of arrays: `image` uint8 [N, H, W, 3], `label` int32 [N, H, W] (255 = ignore),
-`valid` bool [N], `index` int32 [N] (the record's number in the source), and `instances` int32 and
-`depth` float32 [N, H, W] where the source has them. A `UserError` that a source raises, in whatever
-thread or process, reaches whoever iterates.
+`valid` bool [N], `index` int32 [N] (the record's number in the source); where the source has them,
+`depth` float32 [N, H, W] in metres (0 = unknown), and the objects as `instances.padded` gives them:
+`boxes`, `classes`, `masks`, `is_crowd`, `instance_valid`. A `UserError` that a source raises, in
+whatever thread or process, reaches whoever iterates.
 """
 
 import atexit
@@ -21,7 +22,7 @@ import numpy as np
 from absl import flags
 
 from seg_jax import IGNORE
-from seg_jax.data import transforms
+from seg_jax.data import instances, transforms
 from seg_jax.data.datasets.base import Source
 
 Batch = dict[str, np.ndarray]
@@ -42,7 +43,8 @@ def train_batches(
   """
 
   def example(index, rng):
-    return _example(index, transforms.augment(source[index], rng, data_config))
+    record = transforms.augment(source[index], rng, data_config)
+    return _example(index, record, data_config.max_instances)
 
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(example)
   dataset = dataset.batch(data_config.batch_size, drop_remainder=True)[start_step:]
@@ -75,6 +77,7 @@ def eval_batches(
   batch_size: int,
   size_multiple: int,
   mean: tuple[float, float, float],
+  max_instances: int,
   num_threads: int,
 ) -> EvalBatches:
   """Batches of `batch_size` that hold every record exactly once, at its native size.
@@ -101,7 +104,7 @@ def eval_batches(
       record = source[index]
       rows, columns = record['label'].shape
       record = transforms.pad(record, (0, height - rows, 0, width - columns), mean)
-      examples.append(_example(index, record))
+      examples.append(_example(index, record, max_instances))
     filler = {key: np.zeros_like(array) for key, array in examples[0].items()}  # valid: False
     filler |= {'label': np.full_like(filler['label'], IGNORE), 'index': np.int32(-1)}
     examples += [filler] * (batch_size - len(indices))
@@ -110,7 +113,10 @@ def eval_batches(
   return EvalBatches(grain.MapDataset.source(plan).map(load), num_threads)
 
 
-def _example(index: int, record: transforms.Record) -> Batch:
+def _example(index: int, record: transforms.Record, max_instances: int) -> Batch:
+  if 'instances' in record:
+    objects = instances.padded(record, max_instances)
+    record = {key: array for key, array in record.items() if key != 'instances'} | objects
   return {
     **record,
     'label': record['label'].astype(np.int32),

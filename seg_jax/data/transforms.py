@@ -1,12 +1,14 @@
 """Random pictures out of one record: zoom and crop, flip, change of colour.
 
 Every transform is `(record, rng, ...) -> record` over the dict that a `Source` yields: `image`
-uint8 [H, W, 3], `label` uint8 [H, W], and where there are any `instances` int32 [H, W] and `depth`
-float32 [H, W] in metres. One random draw moves all of them alike. The input is never written to
-(records may be cached and shared), but the output may share memory with it.
+uint8 [H, W, 3], `label` uint8 [H, W], and where there are any `instances` int32 [H, W] or
+[H, W, L] and `depth` float32 [H, W] in metres. One random draw moves all of them alike, and what
+has one dimension, the table of the instances, stays. The input is never written to (records may be
+cached and shared), but the output may share memory with it.
 """
 
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -63,22 +65,27 @@ def random_crop(
   top, left = _window_start(rng, height, rows), _window_start(rng, width, columns)
 
   inside = slice(max(top, 0), top + rows), slice(max(left, 0), left + columns)
-  record = {key: array[inside] for key, array in record.items()}
+  record = _each_map(record, lambda key, array: array[inside])
   bottom, right = max(top + rows - height, 0), max(left + columns - width, 0)
   record = pad(record, (max(-top, 0), bottom, max(-left, 0), right), mean)
 
   if (rows, columns) == tuple(crop_size):
     return record
   smooth = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-  return {
-    key: cv2.resize(
+  # The plain INTER_NEAREST looks at corners, half a pixel off the image's centres.
+  return _each_map(
+    record,
+    lambda key, array: cv2.resize(
       array,
       (crop_size[1], crop_size[0]),
-      # The plain INTER_NEAREST looks at corners, half a pixel off the image's centres.
       interpolation=smooth if key == 'image' else cv2.INTER_NEAREST_EXACT,
-    )
-    for key, array in record.items()
-  }
+    ),
+  )
+
+
+def _each_map(record: Record, change: Callable[[str, np.ndarray], np.ndarray]) -> Record:
+  """`change(key, array)` of each array that has rows and columns."""
+  return {key: array if array.ndim == 1 else change(key, array) for key, array in record.items()}
 
 
 def _window_start(rng: np.random.Generator, size: int, window: int) -> int:
@@ -94,10 +101,12 @@ def pad(
   if not any(margins):
     return record
   fill = {'image': mean_colour(mean).tolist(), 'label': IGNORE}
-  return {
-    key: cv2.copyMakeBorder(array, *margins, cv2.BORDER_CONSTANT, value=fill.get(key, 0))
-    for key, array in record.items()
-  }
+  return _each_map(
+    record,
+    lambda key, array: cv2.copyMakeBorder(
+      array, *margins, cv2.BORDER_CONSTANT, value=fill.get(key, 0)
+    ),
+  )
 
 
 def mean_colour(mean: tuple[float, float, float]) -> np.ndarray:
@@ -109,7 +118,7 @@ def random_flip(record: Record, rng: np.random.Generator) -> Record:
   """Left to right, all arrays alike, one time in two."""
   if rng.random() < 0.5:
     return record
-  return {key: cv2.flip(array, 1) for key, array in record.items()}
+  return _each_map(record, lambda key, array: cv2.flip(array, 1))
 
 
 def photometric(record: Record, rng: np.random.Generator, strength: float) -> Record:

@@ -31,6 +31,7 @@ class Evaluator:
       batch_size=config.eval.batch_size,
       size_multiple=config.eval.size_multiple,
       mean=config.data.mean,
+      max_instances=config.data.max_instances,
       num_threads=config.data.num_threads,
     )
     count = min(config.eval.num_pictures, len(source))

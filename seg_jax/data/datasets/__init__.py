@@ -1,21 +1,35 @@
 """Every dataset, by the name that `config.data.name` gives it."""
 
-from seg_jax.data.datasets import camvid, folder, shapes
-from seg_jax.data.datasets.base import FileSource, Source, cached
+from pathlib import Path
+
+from seg_jax.data.datasets import camvid, cityscapes, folder, shapes, voc2012
+from seg_jax.data.datasets.base import Source, cached
 from seg_jax.errors import UserError, nearest
 
 DATASETS = {
-  'shapes': shapes.open_split,
-  'camvid': camvid.open_split,
-  'folder': folder.open_split,
+  'shapes': shapes,
+  'camvid': camvid,
+  'cityscapes': cityscapes,
+  'folder': folder,
+  'voc2012': voc2012,
 }
+
+
+def recognise(path: Path) -> str | None:
+  """The dataset whose folder `path` looks like."""
+  for name, module in DATASETS.items():
+    layouts = [info.layout for info in getattr(module, 'INFOS', {}).values()]
+    if any(layout and all(any(path.glob(part)) for part in layout) for layout in layouts):
+      return name
+  return None
 
 
 def open_dataset(data_config, split: str, seed: int) -> Source:
   """The records of one split; those of files are kept in memory if they fit `cache_gib`.
 
   Args:
-    data_config: `config.data`; reads `name`, `dir`, `shapes_size`, `cache_gib`, `num_workers`.
+    data_config: `config.data`; reads `name`, `dir`, `variant`, `extras`, `shapes_size`,
+      `cache_gib`, `num_workers`.
     split: `train`, `val`, ..., as the dataset calls them.
     seed: of generated scenes.
 
@@ -25,10 +39,15 @@ def open_dataset(data_config, split: str, seed: int) -> Source:
   name = data_config.name
   if name not in DATASETS:
     raise UserError(f"data.name: there is no dataset '{name}'{nearest(name, DATASETS)}")
-  source = DATASETS[name](data_config, split, seed)
+  known = getattr(DATASETS[name], 'INFOS', None)
+  if known is not None and (variant := data_config.variant) not in ('', *known):
+    hint = nearest(variant, known) if any(known) else '; it has only one'
+    raise UserError(f"data.variant: '{name}' has no {variant!r}{hint}")
+  source = DATASETS[name].open_split(data_config, split, seed)
   if not len(source):
     raise UserError(f"split '{split}' of {data_config.dir or name} is empty")
-  if isinstance(source, FileSource):
+  if name != 'shapes':
     processes = max(1, data_config.num_workers)  # each of them fills a cache of its own
-    source = cached(source, data_config.cache_gib / processes)
+    bytes_per_pixel = 4 + 4 * len(data_config.extras)
+    source = cached(source, data_config.cache_gib / processes, bytes_per_pixel)
   return source

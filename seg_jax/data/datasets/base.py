@@ -1,25 +1,30 @@
 """What every dataset is: facts about its classes, and records by number.
 
-A dataset of files is a `DatasetInfo`, a `LabelMap` and a list of (picture, mask) pairs:
-`FileSource` does the rest.
+A dataset of files is a `DatasetInfo`, a `LabelMap` and a list of the files of each record, with a
+function for what is stored in a way of its own: `FileSource` does the rest.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 
 from seg_jax.data.files import (
   LabelMap,
+  image_orientation,
   image_size,
+  match_stems,
   read_image,
-  read_label,
   read_mask,
+  to_classes,
+  turn,
   value_counts,
 )
 from seg_jax.errors import UserError
@@ -27,11 +32,15 @@ from seg_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetInfo:
-  """Names and colours of the classes; class `i` is `class_names[i]`, drawn in `palette[i]`."""
+  """The facts of a dataset; class `i` is `class_names[i]`, drawn in `palette[i]`."""
 
   name: str
   class_names: tuple[str, ...]
   palette: np.ndarray  # uint8 [num_classes, 3]
+  things: tuple[int, ...] = ()  # the classes whose objects are told apart
+  num_images: Mapping[str, int] = dataclasses.field(default_factory=dict)  # official, by split
+  home: str = ''  # where to get it, and under what licence
+  layout: tuple[str, ...] = ()  # paths (globs) below `data.dir`, by which its folder is known
 
   @property
   def num_classes(self) -> int:
@@ -42,8 +51,9 @@ class Source(Protocol):
   """Random access to the records of one split.
 
   A record is a dict with `image` uint8 [H, W, 3] (RGB) and `label` uint8 [H, W] (classes, 255 =
-  ignore); generated scenes add `instances` int32 [H, W] (0 = none) and `depth` float32 [H, W] in
-  metres. `repr` must be the same in every process: Grain checks it.
+  ignore), and what `data.extras` asks for: `instances` int32 [H, W] or [H, W, L] with `classes`
+  and `is_crowd` (see `seg_jax.data.instances`), and `depth` float32 [H, W] in metres (0 = unknown).
+  `repr` must be the same in every process: Grain checks it.
   """
 
   info: DatasetInfo
@@ -59,43 +69,95 @@ class Source(Protocol):
 
 
 class FileSource:
-  """A `Source` of (picture, mask) files below `root`, read at each access."""
+  """A `Source` of files below `root`, read at each access.
+
+  Each of `records` is a dict: `image` is a path; `label` is what `read_raw` takes, a path unless
+  said otherwise; `instances` and `depth`, where the dataset has them, are what their readers take.
+  Whatever the labels are stored as, `read_raw` gives raw values [H, W] or colours [H, W, 3], and
+  `label_map`, here and nowhere else, makes classes of them.
+
+  `read_instances(item, label)` returns what `seg_jax.data.instances` describes, and
+  `read_depth(item)` float32 [H, W] in metres, 0 where it is not known.
+  """
 
   def __init__(
-    self, info: DatasetInfo, pairs: Sequence[tuple[Path, Path]], label_map: LabelMap, root: Path
+    self,
+    info: DatasetInfo,
+    records: Sequence[Mapping[str, Any]],
+    label_map: LabelMap,
+    root: Path,
+    *,
+    extras: Sequence[str] = (),
+    read_raw: Callable = read_mask,
+    read_instances: Callable | None = None,
+    read_depth: Callable | None = None,
   ):
     self.info = info
-    self.names = [image.relative_to(root).as_posix() for image, _ in pairs]
-    self._pairs = list(pairs)
+    self.names = [record['image'].relative_to(root).as_posix() for record in records]
+    self._records = list(records)
     self._label_map = label_map
+    self._read_raw, self._read_instances, self._read_depth = read_raw, read_instances, read_depth
+    self._extras = check_extras(
+      extras,
+      info,
+      [
+        name
+        for name, reader in (('instances', read_instances), ('depth', read_depth))
+        if reader is not None
+      ],
+    )
 
   def __len__(self) -> int:
-    return len(self._pairs)
+    return len(self._records)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    image_path, label_path = self._pairs[index]
-    image, label = read_image(image_path), read_label(label_path, self._label_map)
-    if image.shape[:2] != label.shape:
-      raise UserError(
-        f'{image_path} has {_text_size(image)} (rows x columns) and its mask {label_path}'
-        f' {_text_size(label)}; expected the same size'
-      )
-    return {'image': image, 'label': label}
+    files = self._records[index]
+    image, raw = read_image(files['image']), self._read_raw(files['label'])
+    label = to_classes(raw, self._label_map, _place(files['label']))
+    record = {'label': label}
+    if 'instances' in self._extras:
+      record |= self._read_instances(files['instances'], label)
+    if 'depth' in self._extras:
+      record['depth'] = self._read_depth(files['depth'])
+    turned = functools.partial(_turned_as, image.shape[:2], files)
+    return {'image': image, **{key: turned(key, array) for key, array in record.items()}}
 
   def size(self, index: int) -> tuple[int, int]:
-    return image_size(self._pairs[index][0])
+    return image_size(self._records[index]['image'])
 
   def raw_values(self, index: int) -> dict[str, int]:
     """The pixels of each value or colour of the mask, before any of them has a meaning."""
-    return value_counts(read_mask(self._pairs[index][1]))
+    return value_counts(self._read_raw(self._records[index]['label']))
 
   def __repr__(self) -> str:
     names = hashlib.sha256('\n'.join(self.names).encode()).hexdigest()[:12]
     return f'FileSource({self.info.name}, {len(self)} records, names {names})'
 
 
-def _text_size(array: np.ndarray) -> str:
-  return f'{array.shape[0]} x {array.shape[1]}'
+def _turned_as(size: tuple[int, int], files: Mapping, key: str, array: np.ndarray) -> np.ndarray:
+  """`array` with the picture's size; turned as its EXIF tells, if that alone makes it fit."""
+  if array.ndim == 1 or array.shape[:2] == size:
+    return array
+  if array.shape[1::-1] == size and (orientation := image_orientation(files['image'])) >= 5:
+    logging.log_first_n(
+      logging.WARNING,
+      '%s is stored on its side, and so is its mask: both are turned',
+      1,
+      files['image'],
+    )
+    return turn(array, orientation)
+  raise UserError(
+    f'{files["image"]} has {size[0]} x {size[1]} (rows x columns) and its {WORDS[key]}'
+    f' {_place(files[key])} {array.shape[0]} x {array.shape[1]}; expected the same size'
+  )
+
+
+WORDS = {'label': 'mask', 'instances': 'instances', 'depth': 'depth'}
+
+
+def _place(item) -> str:
+  """What to call a file, or the several things that a reader takes together, in a message."""
+  return str(item[0] if isinstance(item, tuple) else item)
 
 
 class CachedSource:
@@ -128,32 +190,112 @@ class CachedSource:
     return CachedSource, (self._source,)
 
 
-def cached(source: Source, cache_gib: float) -> Source:
+def cached(source: Source, cache_gib: float, bytes_per_pixel: int = 4) -> Source:
   """`source` behind a cache if all its records, decoded, fit into `cache_gib`."""
   room = cache_gib * 2**30
   for index in range(len(source)):
     with contextlib.suppress(UserError):  # told when the record itself is read
       rows, columns = source.size(index)
-      room -= rows * columns * 4
+      room -= rows * columns * bytes_per_pixel
     if room < 0:
       logging.info('%r does not fit into %g GiB: files are read each time', source, cache_gib)
       return source
   return CachedSource(source)
 
 
-def dataset_dir(data_config) -> Path:
-  """The directory that `data.dir` names, or a `UserError`."""
+def dataset_dir(data_config, info: DatasetInfo | None = None, *inner: str) -> Path:
+  """The directory that `data.dir` names, or the one of `inner` below it that holds the dataset.
+
+  Raises:
+    UserError: it is not set or missing; or it lacks what `info.layout` names, with the name of the
+      dataset whose folder it looks like.
+  """
+  name = data_config.name
   if not data_config.dir:
-    raise UserError(f"data.dir is not set; expected the directory of '{data_config.name}'")
+    home = f'; get it from {info.home}' if info and info.home else ''
+    raise UserError(f"data.dir is not set; expected the directory of '{name}'{home}")
   path = Path(data_config.dir).expanduser()
   if not path.is_dir():
     raise UserError(f'data.dir: there is no directory {path}')
-  return path
+  if info is None:
+    return path
+  for root in (path, *(path / part for part in inner)):
+    if all(any(root.glob(part)) for part in info.layout):
+      return root
+  from seg_jax.data.datasets import recognise  # which knows all of them, this one too
+
+  absent = next(part for part in info.layout if not any(path.glob(part)))
+  there = recognise(path)
+  hint = f"; it looks like the folder of '{there}'" if there else ''
+  raise UserError(f"data.dir: {path} is not the folder of '{name}'{hint}; expected {absent} in it")
+
+
+def make_records(
+  images: Mapping[str, Path], extras: Sequence[str] = (), **places: tuple[Path, str]
+) -> list[dict[str, Path]]:
+  """The records of `FileSource` for {stem: picture}, from files of the same stems.
+
+  `places` gives the folder and the ending (see `files_by_stem`) for `label` and for any of
+  `instances` and `depth`, of which those in `extras` are looked for.
+  """
+  columns = {
+    key: match_stems(images, folder, ending, WORDS[key])
+    for key, (folder, ending) in places.items()
+    if key == 'label' or key in extras
+  }
+  return [
+    {'image': image} | {key: column[i] for key, column in columns.items()}
+    for i, image in enumerate(images.values())
+  ]
+
+
+def listed(listing: Path, folder: Path, suffix: str) -> dict[str, Path]:
+  """{stem: file in `folder`} for a split's file of one stem a line, each of which has to be there.
+
+  Raises:
+    UserError: no such listing; or how many of its files are missing, as after half a download.
+  """
+  stems = [stem for _, stem in lines(listing)]
+  files = {stem: folder / f'{stem}{suffix}' for stem in stems}
+  there = set(os.listdir(folder)) if folder.is_dir() else set()
+  missing = [path for path in files.values() if path.name not in there]
+  if missing:
+    raise UserError(
+      f'{folder}: {len(missing)} of the {len(files)} files of {listing} are missing, such as'
+      f' {missing[0].name}; expected a whole download'
+    )
+  return files
+
+
+def lines(path: Path, comment: str | None = None) -> Iterator[tuple[str, str]]:
+  """`FILE, line N` and text of each line that is not blank."""
+  try:
+    text = path.read_text('utf-8-sig')
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{path}: cannot be read ({error}); expected UTF-8 text') from error
+  for number, line in enumerate(text.splitlines(), 1):
+    line = line.split(comment)[0].strip() if comment else line.strip()
+    if line:
+      yield f'{path}, line {number}', line
 
 
 def check_split(split: str, known: Sequence[str]) -> None:
   if split not in known:
     raise UserError(f"there is no split '{split}'; expected one of {', '.join(known)}")
+
+
+def check_extras(extras: Sequence[str], info: DatasetInfo, known: Sequence[str]) -> tuple[str, ...]:
+  """`data.extras`, if a dataset has them."""
+  for extra in extras:
+    if extra not in known:
+      there = ' and '.join(known) or 'nothing'
+      raise UserError(f"data.extras: '{info.name}' has no {extra!r}; expected {there}")
+  return tuple(extras)
+
+
+def choose_variant(data_config, known: Mapping[str, Any]) -> Any:
+  """What `known` holds for `data.variant`; its first entry where that is not set."""
+  return known[data_config.variant or next(iter(known))]
 
 
 def voc_colormap(num_classes: int) -> np.ndarray:

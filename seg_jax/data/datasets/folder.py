@@ -20,7 +20,6 @@ so is `val` and the rest `train`, by a hash of the stem, so that a new picture m
 """
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,12 +32,15 @@ from seg_jax.data.datasets.base import (
   FileSource,
   check_split,
   dataset_dir,
+  lines,
+  make_records,
   voc_colormap,
 )
 from seg_jax.errors import UserError
 
 _FORMS = {0: "'NAME'", 1: "'NAME, VALUE'", 3: "'NAME, R, G, B'"}  # by the count of numbers
 _MAX_CLASSES = 254
+INFOS = {}  # what it holds is known from its own files alone
 
 
 def open_split(data_config, split: str, seed: int) -> FileSource:
@@ -50,8 +52,9 @@ def open_split(data_config, split: str, seed: int) -> FileSource:
   listings = {path.stem: path for path in sorted((root / 'splits').glob('*.txt'))}
   check_split(split, list(listings) or ['train', 'val'])
   stems = _listed(listings[split], images) if listings else _hashed(split, images)
-  pairs = files.pair_by_stem({stem: images[stem] for stem in stems}, root / 'masks')
-  return FileSource(info, pairs, label_map, root)
+  images = {stem: images[stem] for stem in stems}
+  records = make_records(images, label=(root / 'masks', ''))
+  return FileSource(info, records, label_map, root, extras=data_config.extras)
 
 
 def read_classes(path: Path) -> tuple[DatasetInfo, files.LabelMap]:
@@ -62,10 +65,10 @@ def read_classes(path: Path) -> tuple[DatasetInfo, files.LabelMap]:
   """
   if not path.exists():
     raise UserError(_how_to_write(path))
-  lines = [_parse(place, text) for place, text in _lines(path, comment='#')]
-  form = next((len(numbers) for _, name, numbers in lines if name != 'ignore'), 0)
+  rows = [_parse(place, text) for place, text in lines(path, comment='#')]
+  form = next((len(numbers) for _, name, numbers in rows if name != 'ignore'), 0)
   names, colours, meaning = [], [], {}
-  for place, name, numbers in lines:
+  for place, name, numbers in rows:
     ignored = name == 'ignore'
     expected = form or 1 if ignored else form
     if len(numbers) != expected:
@@ -103,18 +106,6 @@ def _parse(place: str, text: str) -> tuple[str, str, list[int]]:
   raise UserError(f"{place}: '{text}'; expected one of {forms}, numbers from 0 to {most}")
 
 
-def _lines(path: Path, comment: str | None = None) -> Iterator[tuple[str, str]]:
-  """`FILE, line N` and text of each line that is not blank."""
-  try:
-    text = path.read_text('utf-8-sig')
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'{path}: cannot be read ({error}); expected UTF-8 text') from error
-  for number, line in enumerate(text.splitlines(), 1):
-    line = line.split(comment)[0].strip() if comment else line.strip()
-    if line:
-      yield f'{path}, line {number}', line
-
-
 def _how_to_write(path: Path, num_masks: int = 5) -> str:
   """What is missing, with what the first masks hold."""
   masks = list(files.files_by_stem(path.parent / 'masks').values())[:num_masks]
@@ -134,7 +125,7 @@ def _how_to_write(path: Path, num_masks: int = 5) -> str:
 def _listed(listing: Path, images: dict[str, Path]) -> list[str]:
   """The stems in a file of `splits/`."""
   stems = {}
-  for place, stem in _lines(listing):
+  for place, stem in lines(listing):
     if stem not in images:
       raise UserError(f"{place}: there is no picture '{stem}' in images/; expected a stem a line")
     if stem in stems:

@@ -16,7 +16,8 @@ import math
 import cv2
 import numpy as np
 
-from seg_jax.data.datasets.base import DatasetInfo, check_split
+from seg_jax.data.datasets.base import DatasetInfo, check_extras, check_split
+from seg_jax.data.instances import from_ids
 
 _SPLITS = {'train': 2000, 'val': 200, 'test': 200}
 _CLASSES = {
@@ -28,13 +29,21 @@ _CLASSES = {
   'ring': (178, 132, 240),
   'bar': (255, 140, 66),
 }
-INFO = DatasetInfo('shapes', tuple(_CLASSES), np.array(list(_CLASSES.values()), np.uint8))
+INFO = DatasetInfo(
+  'shapes',
+  tuple(_CLASSES),
+  np.array(list(_CLASSES.values()), np.uint8),
+  things=tuple(range(1, len(_CLASSES))),
+  num_images=_SPLITS,
+)
+INFOS = {'': INFO}
 
 
 def open_split(data_config, split: str, seed: int) -> 'Shapes':
   """`split` is train, val or test."""
   check_split(split, list(_SPLITS))
-  return Shapes(tuple(data_config.shapes_size), split, seed)
+  extras = check_extras(data_config.extras, INFO, ('instances', 'depth'))
+  return Shapes(tuple(data_config.shapes_size), split, seed, extras)
 
 
 class Shapes:
@@ -42,8 +51,8 @@ class Shapes:
 
   info = INFO
 
-  def __init__(self, size: tuple[int, int], split: str, seed: int):
-    self._size = size
+  def __init__(self, size: tuple[int, int], split: str, seed: int, extras: tuple[str, ...] = ()):
+    self._size, self._extras = size, extras
     self._key = (seed, list(_SPLITS).index(split))
     self.names = [f'{split}/{index:06d}' for index in range(_SPLITS[split])]
 
@@ -52,7 +61,12 @@ class Shapes:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     self.names[index]  # IndexError
-    return draw_scene(np.random.default_rng((*self._key, index)), *self._size)
+    scene = draw_scene(np.random.default_rng((*self._key, index)), *self._size)
+    record = {key: scene[key] for key in ('image', 'label', *self._extras)}
+    if 'instances' in record:
+      class_of = dict(zip(scene['instances'].ravel().tolist(), scene['label'].flat, strict=True))
+      record |= from_ids(scene['instances'], lambda k: (int(class_of[k]), False) if k else None)
+    return record
 
   def size(self, index: int) -> tuple[int, int]:
     del index

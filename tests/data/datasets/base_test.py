@@ -56,8 +56,8 @@ class FileSourceTest(absltest.TestCase):
   def source(self, image, label):
     Image.fromarray(image).save(self.root / 'i/x.png')
     Image.fromarray(label).save(self.root / 'x_mask.png')
-    pairs = [(self.root / 'i/x.png', self.root / 'x_mask.png')]
-    return base.FileSource(INFO, pairs, LabelMap({0: 0, 1: 1}), self.root)
+    records = [{'image': self.root / 'i/x.png', 'label': self.root / 'x_mask.png'}]
+    return base.FileSource(INFO, records, LabelMap({0: 0, 1: 1}), self.root)
 
   def test_records_names_and_sizes(self):
     source = self.source(self.image, self.label)
