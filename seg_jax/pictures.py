@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import matplotlib
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
@@ -49,14 +50,47 @@ def overlay(
   Ignored pixels of label [H, W] leave the image as it is.
   """
   label = label.astype(np.uint8)
-  reach = 1 + min(label.shape) // 512  # pixels on either side of a boundary
-  window = np.ones((2 * reach + 1,) * 2, np.uint8)
-  boundary = cv2.dilate(label, window) != cv2.erode(label, window)
+  boundary = _boundary(label)
   colours = colourise(label, palette)
   picture = cv2.addWeighted(image, 1 - alpha, colours, alpha, 0)
   picture[boundary] = colours[boundary]
   ignored = label == IGNORE
   picture[ignored] = image[ignored]
+  return picture
+
+
+def _boundary(label: np.ndarray) -> np.ndarray:
+  """Where the values of a label [H, W] change: bool [H, W]."""
+  reach = 1 + min(label.shape) // 512  # pixels on either side of a boundary
+  window = np.ones((2 * reach + 1,) * 2, np.uint8)
+  return cv2.dilate(label, window) != cv2.erode(label, window)
+
+
+def draw_instances(image: np.ndarray, instances: np.ndarray, alpha: float = 0.6) -> np.ndarray:
+  """The image under `alpha` of a colour of its own for each object, outlined in white.
+
+  `instances` are the numbers of objects from 1, int32 [H, W], or [H, W, L] where objects overlap.
+  """
+  hues = np.arange(instances.max() + 1) * 0.618 % 1  # the golden ratio: neighbours lie far apart
+  colours = 255 * hsv_to_rgb(np.stack([hues, np.full_like(hues, 0.9), np.ones_like(hues)], -1))
+  picture = image.copy()
+  for ids in np.moveaxis(instances.reshape(*instances.shape[:2], -1), -1, 0):
+    inside = ids > 0
+    blended = (1 - alpha) * picture[inside] + alpha * colours[ids[inside]]
+    picture[inside] = np.rint(blended).astype(np.uint8)
+    picture[_boundary(ids.astype(np.float32)) & inside] = 255
+  return picture
+
+
+def colour_depth(depth: np.ndarray) -> np.ndarray:
+  """Depth float [H, W] in metres from red, near, to blue, far, by its logarithm; 0 is striped."""
+  known = depth > 0
+  picture = _stripes(*depth.shape, width=2 + max(depth.shape) // 150)
+  if known.any():
+    logs = np.log(depth[known])
+    low, high = np.percentile(logs, (1, 99))  # what a few wrong points tell is left out
+    shades = np.clip((logs - low) / max(high - low, 1e-6), 0, 1)
+    picture[known] = np.rint(255 * matplotlib.colormaps['turbo_r'](shades)[:, :3])
   return picture
 
 

@@ -161,7 +161,7 @@ class InspectionTest(absltest.TestCase):
     records = [record(self.rng, classes=(0,)) for _ in range(30)]
     (report,) = self.inspect(train=records)
     self.assertLen(report['suspicious']['one_class'], 30)
-    self.assertEqual(self.printed.count('all that is labelled is sky'), inspection.PRINTED)
+    self.assertEqual(self.printed.count('all that is labelled is sky'), inspection.text.PRINTED)
 
   def test_leaves_one_picture_and_one_file_of_numbers_for_each_split(self):
     self.inspect(train=[record(self.rng)], val=[record(self.rng)] * 20)

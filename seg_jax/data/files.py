@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -51,7 +51,18 @@ class Encoded:
     return self.name
 
 
-File = str | Path | Encoded
+@dataclasses.dataclass(frozen=True)
+class Page:
+  """One of the pictures that a TIFF file holds, from 0, for the functions that take a path."""
+
+  path: Path
+  number: int
+
+  def __str__(self) -> str:
+    return f'{self.path}, page {self.number}'
+
+
+File = str | Path | Encoded | Page
 
 
 def read_image(path: File) -> np.ndarray:
@@ -67,11 +78,10 @@ def read_image(path: File) -> np.ndarray:
       if decoded is None:
         raise OSError('truncated or damaged PNG')
       return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-    if image.mode in ('1', 'L', 'LA', 'CMYK'):
-      kind = 'CMYK' if image.mode == 'CMYK' else 'grey'
-      logging.log_first_n(
-        logging.WARNING, '%s is %s: it and all like it are converted to RGB', 1, path, kind
-      )
+    if image.mode == 'CMYK':
+      logging.log_first_n(logging.WARNING, '%s is CMYK: all such are converted to RGB', 1, path)
+    elif image.mode in ('1', 'L', 'LA') or image.mode.startswith('I;16'):
+      logging.log_first_n(logging.WARNING, '%s is grey: all such are converted to RGB', 1, path)
     _check_checksums(path, image)
     if image.mode.startswith('I;16'):
       array = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=-1)
@@ -94,11 +104,23 @@ def image_orientation(path: File) -> int:
     return _orientation(image)
 
 
+def image_storage(path: File) -> tuple[str, int]:
+  """Pillow's mode of the stored picture (`RGB`, `L` for grey, ...), and EXIF's orientation."""
+  with _opened(path) as image:
+    return image.mode, _orientation(image)
+
+
 def image_size(path: File) -> tuple[int, int]:
   """Rows and columns of what `read_image` returns, from the file's header alone."""
   with _opened(path) as image:
     columns, rows = image.size
     return (columns, rows) if _orientation(image) >= 5 else (rows, columns)
+
+
+def num_pages(path: File) -> int:
+  """The number of pictures that a file holds."""
+  with _opened(path) as image:
+    return getattr(image, 'n_frames', 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +155,8 @@ def to_classes(raw: np.ndarray, label_map: LabelMap, place: str) -> np.ndarray:
   coloured = raw.ndim == 3
   if coloured and not label_map.by_colour:
     raise UserError(
-      f'{place}: a mask in RGB colours; expected one channel of class values'
+      f'{place}: a mask in RGB colours, such as those made to be looked at; expected one channel'
+      ' of class values'
       " (or, in a dataset of your own, a line 'NAME, R, G, B' for each class in classes.txt)"
     )
   if label_map.by_colour and not coloured:
@@ -147,6 +170,7 @@ def to_classes(raw: np.ndarray, label_map: LabelMap, place: str) -> np.ndarray:
   if unknown.any():
     raise UserError(
       f'{place}: {describe(raw[unknown])} not known; expected {_listing(label_map.classes)}'
+      f'{_counted_from_1(raw[unknown], label_map.classes)}'
     )
   if label_map.ignore_is_assumed and (label == IGNORE).any() and np.isin(label, (0, IGNORE)).all():
     raise UserError(
@@ -155,6 +179,14 @@ def to_classes(raw: np.ndarray, label_map: LabelMap, place: str) -> np.ndarray:
       " 'ignore, 255'"
     )
   return label
+
+
+def _counted_from_1(unknown: np.ndarray, classes: Mapping) -> str:
+  """A hint where classes that count from 0 are exceeded by one."""
+  if unknown.ndim == 2 or classes.get(0, IGNORE) == IGNORE:
+    return ''
+  last = max(key for key in classes if key != IGNORE)
+  return '; are the classes counted from 1?' if (unknown == last + 1).all() else ''
 
 
 def read_mask(path: File) -> np.ndarray:
@@ -213,6 +245,14 @@ def value_counts(mask: np.ndarray) -> dict[str, int]:
   return dict(zip(map(_text, values), counts.tolist(), strict=True))
 
 
+def meanings(label_map: LabelMap, class_names: Sequence[str]) -> dict[str, str]:
+  """The class, or `ignored`, of each value or colour, which are written as in `value_counts`."""
+  return {
+    _text(key): 'ignored' if value == IGNORE else class_names[value]
+    for key, value in label_map.classes.items()
+  }
+
+
 _UNKNOWN = 254
 
 
@@ -248,6 +288,8 @@ def _opened(path: File) -> Iterator[Image.Image]:
   """The open file; whatever is raised on its way is told as the file's fault."""
   try:
     with Image.open(_readable(path)) as image:
+      if isinstance(path, Page):
+        image.seek(path.number)
       columns, rows = image.size
       if rows * columns > MAX_PIXELS:
         raise OSError(f'{rows} x {columns} pixels, more than {MAX_PIXELS:,}')
@@ -261,6 +303,8 @@ def _opened(path: File) -> Iterator[Image.Image]:
 
 
 def _readable(path: File):
+  if isinstance(path, Page):
+    return path.path
   return io.BytesIO(path.data) if isinstance(path, Encoded) else path
 
 
@@ -287,14 +331,16 @@ def pictures_below(folder: Path) -> list[Path]:
 
   Links are followed, also to folders elsewhere, but not in a circle.
   """
-  found, entered = [], set()
+  found, above = [], {str(folder): {os.path.realpath(folder)}}  # of each folder, those it lies in
   for parent, folders, names in os.walk(folder, followlinks=True):
-    entered.add(os.path.realpath(parent))
-    folders[:] = [
-      name
+    way = above.pop(parent)
+    inner = {
+      name: os.path.realpath(os.path.join(parent, name))
       for name in folders
-      if not name.startswith('.') and os.path.realpath(os.path.join(parent, name)) not in entered
-    ]
+      if not name.startswith('.')
+    }
+    folders[:] = [name for name, real in inner.items() if real not in way]
+    above |= {os.path.join(parent, name): way | {inner[name]} for name in folders}
     found += [Path(parent, name) for name in names if not name.startswith('.')]
   return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 

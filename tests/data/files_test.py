@@ -295,7 +295,8 @@ class PairingTest(FilesTest):
 
   def pair(self, *endings):
     images = files.files_by_stem(self.folder / 'i', *endings[:1])
-    pairs = files.pair_by_stem(images, self.folder / 'm', *endings[1:])
+    masks = files.match_stems(images, self.folder / 'm', *endings[1:])
+    pairs = zip(images.values(), masks, strict=True)
     return [tuple(path.relative_to(self.folder).as_posix() for path in pair) for pair in pairs]
 
   def test_pictures_and_masks_of_one_stem_are_paired_in_order(self):

@@ -14,6 +14,7 @@ from seg_jax.errors import UserError
 
 MEAN = (0.485, 0.456, 0.406)
 COLOUR = (124, 116, 104)
+MAX_INSTANCES = 5
 
 # Worker processes cannot always import a test module by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -36,10 +37,13 @@ class MemorySource:
     if index == self.bad:
       raise UserError(f'picture_{index}.png: expected a picture')
     rng = np.random.default_rng(index)
+    count = 1 + index % 4
     return {
       'image': rng.integers(0, 256, (*self.sizes[index], 3), np.uint8),
       'label': rng.integers(0, 12, self.sizes[index], np.uint8),
-      'instances': rng.integers(1, 2**31 - 1, self.sizes[index], np.int32),
+      'instances': rng.integers(0, count + 1, self.sizes[index], np.int32),
+      'classes': rng.integers(0, 12, count, np.int32),
+      'is_crowd': rng.random(count) < 0.5,
       'depth': rng.uniform(1, 80, self.sizes[index]).astype(np.float32),
     }
 
@@ -50,14 +54,19 @@ def make_source(count, bad=None):
 
 def train(source, num_batches, seed=0, start_step=0, **changes):
   data = get_config().data
-  data.update({'batch_size': 4, 'crop_size': (12, 17), **changes})
+  data.update({'batch_size': 4, 'crop_size': (12, 17), 'max_instances': MAX_INSTANCES, **changes})
   iterator = pipeline.train_batches(source, data, seed=seed, start_step=start_step)
   return [next(iterator) for _ in range(num_batches)]
 
 
 def evaluate(source, batch_size=4, size_multiple=8, num_threads=2):
   return pipeline.eval_batches(
-    source, batch_size=batch_size, size_multiple=size_multiple, mean=MEAN, num_threads=num_threads
+    source,
+    batch_size=batch_size,
+    size_multiple=size_multiple,
+    mean=MEAN,
+    max_instances=MAX_INSTANCES,
+    num_threads=num_threads,
   )
 
 
@@ -70,11 +79,16 @@ def assert_same(first, second):
 
 
 def assert_batch_types(batch, shape):
+  rows = (shape[0], MAX_INSTANCES)
   expected = {
     'image': (np.uint8, (*shape, 3)),
     'label': (np.int32, shape),
-    'instances': (np.int32, shape),
     'depth': (np.float32, shape),
+    'boxes': (np.float32, (*rows, 4)),
+    'classes': (np.int32, rows),
+    'masks': (np.bool_, (*rows, *shape[1:])),
+    'is_crowd': (np.bool_, rows),
+    'instance_valid': (np.bool_, rows),
     'valid': (np.bool_, shape[:1]),
     'index': (np.int32, shape[:1]),
   }
@@ -87,6 +101,31 @@ class TrainBatchesTest(parameterized.TestCase):
     for batch in train(make_source(5), 3, batch_size=batch_size):
       assert_batch_types(batch, (batch_size, 12, 17))
       self.assertTrue(batch['valid'].all())
+
+  def test_objects_move_with_the_picture_and_keep_what_they_are(self):
+    """Each object's class is written into the label, so it is to be found under its mask."""
+
+    class Objects(MemorySource):
+      def __getitem__(self, index):
+        record = super().__getitem__(index)
+        label = np.append(0, record['classes'])[record['instances']].astype(np.uint8)
+        return {**record, 'label': label}
+
+    seen = 0
+    for batch in train(Objects([(20, 30), (9, 40)] * 3), 5, flip=True, scale_range=(0.7, 1.4)):
+      for label, *objects in zip(
+        *(batch[key] for key in ('label', 'instance_valid', 'classes', 'masks', 'boxes')),
+        strict=True,
+      ):
+        for valid, kind, mask, box in zip(*objects, strict=True):
+          self.assertEqual(valid, mask.any())
+          if valid:
+            self.assertEqual(set(label[mask]), {kind})
+            rows, columns = np.nonzero(mask)
+            expected = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+            np.testing.assert_array_equal(box, expected)
+            seen += 1
+    self.assertGreater(seen, 30)
 
   def test_index_is_the_number_of_the_record(self):
     source = make_source(7)
@@ -155,6 +194,7 @@ class TrainBatchesTest(parameterized.TestCase):
     bad = expected[-1]['index'][-1]  # the last of the first epoch: nine batches are good
     data = get_config().data
     data.update({'batch_size': 4, 'crop_size': (12, 17), 'num_workers': 2})
+    data.max_instances = MAX_INSTANCES
     iterator = pipeline.train_batches(make_source(count, bad), data, seed=0, start_step=start_step)
     assert_same([next(iterator) for _ in range(9 - start_step)], expected[start_step:9])
     with self.assertRaisesRegex(UserError, f'^picture_{bad}.png: expected a picture$'):
@@ -181,11 +221,20 @@ class EvalBatchesTest(parameterized.TestCase):
         self.assertBetween(height - rows, 0, size_multiple - 1)
         self.assertBetween(width - columns, 0, size_multiple - 1)
         record = source[index]
-        fills = {'image': COLOUR, 'label': 255, 'instances': 0, 'depth': 0}
-        for key, fill in fills.items():
+        for key, fill in {'image': COLOUR, 'label': 255, 'depth': 0}.items():
           expected = np.broadcast_to(np.array(fill, record[key].dtype), batch[key][0].shape).copy()
           expected[:rows, :columns] = record[key]
           np.testing.assert_array_equal(batch[key][position], expected, err_msg=key)
+        count = len(record['classes'])
+        for k in range(MAX_INSTANCES):
+          mask = np.zeros((height, width), bool)
+          if k < count:
+            mask[:rows, :columns] = record['instances'] == k + 1
+            self.assertEqual(batch['classes'][position, k], record['classes'][k])
+            self.assertEqual(batch['is_crowd'][position, k], record['is_crowd'][k])
+          np.testing.assert_array_equal(batch['masks'][position, k], mask)
+          self.assertEqual(batch['instance_valid'][position, k], k < count)
+      self.assertFalse(batch['instance_valid'][~batch['valid']].any())
     self.assertEqual(seen, collections.Counter(range(count)))
 
   def test_one_size_fills_all_batches_but_the_last(self):

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from absl import logging
+
 from seg_jax.data.datasets import camvid, cityscapes, folder, shapes, voc2012
-from seg_jax.data.datasets.base import Source, cached
+from seg_jax.data.datasets.base import Source, cached, is_there
 from seg_jax.errors import UserError, nearest
 
 DATASETS = {
@@ -19,7 +21,7 @@ def recognise(path: Path) -> str | None:
   """The dataset whose folder `path` looks like."""
   for name, module in DATASETS.items():
     layouts = [info.layout for info in getattr(module, 'INFOS', {}).values()]
-    if any(layout and all(any(path.glob(part)) for part in layout) for layout in layouts):
+    if any(layout and all(is_there(path, part) for part in layout) for layout in layouts):
       return name
   return None
 
@@ -46,6 +48,9 @@ def open_dataset(data_config, split: str, seed: int) -> Source:
   source = DATASETS[name].open_split(data_config, split, seed)
   if not len(source):
     raise UserError(f"split '{split}' of {data_config.dir or name} is empty")
+  official = source.info.num_images.get(split, len(source))
+  if len(source) != official:
+    logging.warning('%s, %s: %d pictures, officially %d', name, split, len(source), official)
   if name != 'shapes':
     processes = max(1, data_config.num_workers)  # each of them fills a cache of its own
     bytes_per_pixel = 4 + 4 * len(data_config.extras)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +40,8 @@ class DatasetInfo:
   things: tuple[int, ...] = ()  # the classes whose objects are told apart
   num_images: Mapping[str, int] = dataclasses.field(default_factory=dict)  # official, by split
   home: str = ''  # where to get it, and under what licence
-  layout: tuple[str, ...] = ()  # paths (globs) below `data.dir`, by which its folder is known
+  # Paths (globs) below `data.dir`, by which its folder is known; 'a|b' where either will do.
+  layout: tuple[str, ...] = ()
 
   @property
   def num_classes(self) -> int:
@@ -78,6 +79,8 @@ class FileSource:
 
   `read_instances(item, label)` returns what `seg_jax.data.instances` describes, and
   `read_depth(item)` float32 [H, W] in metres, 0 where it is not known.
+
+  `names` are those of the records, unless the pictures are files below `root` and have their own.
   """
 
   def __init__(
@@ -91,11 +94,11 @@ class FileSource:
     read_raw: Callable = read_mask,
     read_instances: Callable | None = None,
     read_depth: Callable | None = None,
+    names: Sequence[str] | None = None,
   ):
     self.info = info
-    self.names = [record['image'].relative_to(root).as_posix() for record in records]
-    self._records = list(records)
-    self._label_map = label_map
+    self.names = names or [record['image'].relative_to(root).as_posix() for record in records]
+    self.records, self.label_map = records, label_map
     self._read_raw, self._read_instances, self._read_depth = read_raw, read_instances, read_depth
     self._extras = check_extras(
       extras,
@@ -108,12 +111,12 @@ class FileSource:
     )
 
   def __len__(self) -> int:
-    return len(self._records)
+    return len(self.records)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    files = self._records[index]
+    files = self.records[index]
     image, raw = read_image(files['image']), self._read_raw(files['label'])
-    label = to_classes(raw, self._label_map, _place(files['label']))
+    label = to_classes(raw, self.label_map, _place(files['label']))
     record = {'label': label}
     if 'instances' in self._extras:
       record |= self._read_instances(files['instances'], label)
@@ -123,11 +126,11 @@ class FileSource:
     return {'image': image, **{key: turned(key, array) for key, array in record.items()}}
 
   def size(self, index: int) -> tuple[int, int]:
-    return image_size(self._records[index]['image'])
+    return image_size(self.records[index]['image'])
 
   def raw_values(self, index: int) -> dict[str, int]:
     """The pixels of each value or colour of the mask, before any of them has a meaning."""
-    return value_counts(self._read_raw(self._records[index]['label']))
+    return value_counts(self._read_raw(self.records[index]['label']))
 
   def __repr__(self) -> str:
     names = hashlib.sha256('\n'.join(self.names).encode()).hexdigest()[:12]
@@ -152,6 +155,7 @@ def _turned_as(size: tuple[int, int], files: Mapping, key: str, array: np.ndarra
   )
 
 
+PACKED = ('.zip', '.tar', '.tar.gz', '.tgz', '.tar.bz2', '.rar', '.7z')
 WORDS = {'label': 'mask', 'instances': 'instances', 'depth': 'depth'}
 
 
@@ -219,15 +223,45 @@ def dataset_dir(data_config, info: DatasetInfo | None = None, *inner: str) -> Pa
     raise UserError(f'data.dir: there is no directory {path}')
   if info is None:
     return path
+  root = _find(path, info, inner)
+  if root is None:
+    absent = next(part for part in info.layout if not is_there(path, part)).replace('|', ' or ')
+    raise UserError(
+      f"data.dir: {path} is not the folder of '{name}'{_whereabouts(path, info, inner)};"
+      f' expected {absent} in it'
+    )
+  return root
+
+
+def _find(path: Path, info: DatasetInfo, inner: Sequence[str]) -> Path | None:
+  """`path`, or the one of `inner` below it, that has the dataset's layout."""
   for root in (path, *(path / part for part in inner)):
-    if all(any(root.glob(part)) for part in info.layout):
+    if all(is_there(root, part) for part in info.layout):
       return root
+  return None
+
+
+def is_there(root: Path, part: str) -> bool:
+  """Whether `root` holds a part of `DatasetInfo.layout`."""
+  return any(any(root.glob(either)) for either in part.split('|'))
+
+
+def _whereabouts(path: Path, info: DatasetInfo, inner: Sequence[str]) -> str:
+  """A hint: the folder is above or below, or not unpacked yet, or it is another dataset's."""
   from seg_jax.data.datasets import recognise  # which knows all of them, this one too
 
-  absent = next(part for part in info.layout if not any(path.glob(part)))
-  there = recognise(path)
-  hint = f"; it looks like the folder of '{there}'" if there else ''
-  raise UserError(f"data.dir: {path} is not the folder of '{name}'{hint}; expected {absent} in it")
+  path = Path(os.path.abspath(path))
+  if there := recognise(path):
+    another = ', of another data.variant' if there == info.name else ''
+    return f"; it looks like the folder of '{there}'{another}"
+  children = sorted(child for child in path.iterdir() if child.is_dir())
+  for near in (*path.parents[:3], *children):
+    if _find(near, info, inner):
+      return f'; did you mean {near}?'
+  packed = sorted(child.name for child in path.iterdir() if child.name.endswith(PACKED))
+  if packed:
+    return f'; {packed[0]} lies there packed, unpack it'
+  return ''
 
 
 def make_records(
@@ -255,16 +289,32 @@ def listed(listing: Path, folder: Path, suffix: str) -> dict[str, Path]:
   Raises:
     UserError: no such listing; or how many of its files are missing, as after half a download.
   """
-  stems = [stem for _, stem in lines(listing)]
-  files = {stem: folder / f'{stem}{suffix}' for stem in stems}
-  there = set(os.listdir(folder)) if folder.is_dir() else set()
-  missing = [path for path in files.values() if path.name not in there]
+  files = {stem: folder / f'{stem}{suffix}' for _, stem in lines(listing)}
+  check_present(files.values(), listing)
+  return files
+
+
+def hashed_split(split: str, stems: Collection[str]) -> list[str]:
+  """A fifth for `val` by the hash of the stem, but no split empty if there are two of them."""
+  rank = {stem: hashlib.sha256(stem.encode()).digest() for stem in stems}
+  by_rank = sorted(stems, key=rank.get)
+  count = sum(rank[stem][0] < 256 / 5 for stem in stems)
+  count = min(max(count, 1), len(stems) - 1)
+  chosen = set(by_rank[:count] if split == 'val' else by_rank[count:])
+  return [stem for stem in stems if stem in chosen]
+
+
+def check_present(files: Collection[Path], wanted_by: Path) -> None:
+  """Raises `UserError` for files that are missing, as after half a download."""
+  there = {
+    folder: set(os.listdir(folder)) for folder in {path.parent for path in files} if folder.is_dir()
+  }
+  missing = [path for path in files if path.name not in there.get(path.parent, ())]
   if missing:
     raise UserError(
-      f'{folder}: {len(missing)} of the {len(files)} files of {listing} are missing, such as'
-      f' {missing[0].name}; expected a whole download'
+      f'{missing[0].parent}: {len(missing)} of the {len(files)} files of {wanted_by} are missing,'
+      f' such as {missing[0].name}; expected a whole download'
     )
-  return files
 
 
 def lines(path: Path, comment: str | None = None) -> Iterator[tuple[str, str]]:

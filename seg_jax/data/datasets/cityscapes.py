@@ -5,10 +5,11 @@ https://arxiv.org/abs/1604.01685. https://www.cityscapes-dataset.com (registrati
 
 `data.dir` holds `leftImg8bit/SPLIT/CITY/*_leftImg8bit.png` and `gtFine/SPLIT/CITY/*_gtFine_*.png`,
 2975 pictures in train and 500 in val, 2048 x 1024. Labels are read from `labelIds`, so nothing
-needs to be prepared; ids that are not evaluated are ignored. Instances are read from `instanceIds`:
-id * 1000 + n is object n, and an id of a thing alone is a group of them (`is_crowd`). Depth comes
-from `disparity/` and `camera/`: disparity (p - 1) / 256, p = 0 is unknown, and depth = baseline *
-focal length / disparity, in metres.
+needs to be prepared; ids that are not evaluated are ignored. (Licence plates have the id -1, which
+the owners never draw: their pixels are those of the car below.) Instances are read from
+`instanceIds`: id * 1000 + n is object n, and an id of a thing alone is a group (`is_crowd`). Depth
+comes from `disparity/` and `camera/`: disparity (p - 1) / 256 in pixels, p = 0 is unknown, and
+depth = baseline * focal length / disparity, in metres; p = 1, no disparity, is unknown here too.
 """
 
 import json
@@ -53,7 +54,7 @@ NAMES = tuple(_CLASSES)
 PALETTE = np.array([colour for _, colour in _CLASSES.values()], np.uint8)
 THINGS = tuple(range(NAMES.index('person'), len(NAMES)))
 TRAIN_IDS = {value: i for i, (value, _) in enumerate(_CLASSES.values())}
-LABELS = files.LabelMap({**{value: TRAIN_IDS.get(value, IGNORE) for value in range(34)}})
+LABELS = files.LabelMap({value: TRAIN_IDS.get(value, IGNORE) for value in range(34)})
 
 INFO = DatasetInfo(
   'cityscapes',

@@ -19,7 +19,7 @@ may come several times, and with a value also among names alone.
 so is `val` and the rest `train`, by a hash of the stem, so that a new picture moves no other one.
 """
 
-import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from seg_jax.data.datasets.base import (
   FileSource,
   check_split,
   dataset_dir,
+  hashed_split,
   lines,
   make_records,
   voc_colormap,
@@ -47,7 +48,7 @@ def open_split(data_config, split: str, seed: int) -> FileSource:
   """`split` is the name of a file in `splits/`, or without such files train or val."""
   del seed
   root = dataset_dir(data_config)
-  info, label_map = read_classes(root / 'classes.txt')
+  info, label_map = read_classes(root / 'classes.txt', _first_masks(root / 'masks'))
   images = files.files_by_stem(root / 'images')
   listings = {path.stem: path for path in sorted((root / 'splits').glob('*.txt'))}
   check_split(split, list(listings) or ['train', 'val'])
@@ -57,14 +58,18 @@ def open_split(data_config, split: str, seed: int) -> FileSource:
   return FileSource(info, records, label_map, root, extras=data_config.extras)
 
 
-def read_classes(path: Path) -> tuple[DatasetInfo, files.LabelMap]:
+def read_classes(
+  path: Path, masks: Iterable[np.ndarray] = ()
+) -> tuple[DatasetInfo, files.LabelMap]:
   """What a `classes.txt` tells: the classes, and what they look like in the masks.
+
+  Of `masks`, raw as `files.read_mask` gives them, a few are enough.
 
   Raises:
     UserError: what is wrong in which line; if there is no such file, what to write into it.
   """
   if not path.exists():
-    raise UserError(_how_to_write(path))
+    raise UserError(_how_to_write(path, list(masks)))
   rows = [_parse(place, text) for place, text in lines(path, comment='#')]
   form = next((len(numbers) for _, name, numbers in rows if name != 'ignore'), 0)
   names, colours, meaning = [], [], {}
@@ -106,14 +111,17 @@ def _parse(place: str, text: str) -> tuple[str, str, list[int]]:
   raise UserError(f"{place}: '{text}'; expected one of {forms}, numbers from 0 to {most}")
 
 
-def _how_to_write(path: Path, num_masks: int = 5) -> str:
+def _first_masks(folder: Path, count: int = 5) -> Iterator[np.ndarray]:
+  for path in list(files.files_by_stem(folder).values())[:count]:
+    yield files.read_mask(path)
+
+
+def _how_to_write(path: Path, masks: Sequence[np.ndarray]) -> str:
   """What is missing, with what the first masks hold."""
-  masks = list(files.files_by_stem(path.parent / 'masks').values())[:num_masks]
-  held = [files.read_mask(mask) for mask in masks]
   held = [
     files.describe(np.concatenate([mask.reshape(-1, *mask.shape[2:]) for mask in same]), limit=20)
     for channels in (2, 3)
-    if (same := [mask for mask in held if mask.ndim == channels])
+    if (same := [mask for mask in masks if mask.ndim == channels])
   ]
   return (
     f'{path}: missing; expected one class a line, as {_FORMS[0]} in the order of the values 0, 1,'
@@ -135,18 +143,13 @@ def _listed(listing: Path, images: dict[str, Path]) -> list[str]:
 
 
 def _hashed(split: str, images: dict[str, Path]) -> list[str]:
-  """A fifth for `val` by the hash of the stem, but no split empty if there are two pictures."""
-  rank = {stem: hashlib.sha256(stem.encode()).digest() for stem in images}
-  by_rank = sorted(images, key=rank.get)
-  count = sum(rank[stem][0] < 256 / 5 for stem in images)
-  count = min(max(count, 1), len(images) - 1)
+  stems = hashed_split(split, images)
   logging.log_first_n(
     logging.WARNING,
     'no splits/*.txt: %d of %d pictures are val, by a hash of the stem; write splits/train.txt and'
     ' splits/val.txt if neighbours, such as the frames of a video, must not be in both',
     1,
-    count,
+    len(stems) if split == 'val' else len(images) - len(stems),
     len(images),
   )
-  chosen = set(by_rank[:count] if split == 'val' else by_rank[count:])
-  return [stem for stem in images if stem in chosen]
+  return stems

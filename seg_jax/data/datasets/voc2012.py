@@ -10,7 +10,8 @@ http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (Flickr's terms for the pictures
 The split `train_aug`, 10582 pictures, adds the masks of Hariharan et al.: "Semantic Contours from
 Inverse Detectors", ICCV 2011 (SBD), to `train` and leaves out all of `val`. They are taken from
 `SegmentationClassAug/` in the same folder (PNG, as passed around), or from SBD itself, unpacked
-there as `benchmark_RELEASE/dataset/` or `sbd/` (`cls/*.mat`, `inst/*.mat`).
+there as `benchmark_RELEASE/dataset/` or `sbd/` (`cls/*.mat`, `inst/*.mat`). Where both have masks
+of a picture, VOC's own are taken; SBD's have no border that is ignored.
 """
 
 from pathlib import Path
@@ -23,6 +24,7 @@ from seg_jax.data import files, instances
 from seg_jax.data.datasets.base import (
   DatasetInfo,
   FileSource,
+  check_present,
   check_split,
   dataset_dir,
   lines,
@@ -96,16 +98,19 @@ def _sbd_records(root: Path, leave_out: set[str], extras) -> list[dict[str, Path
     if folder.name != 'cls':
       raise UserError(f'{folder}: has no instances; train_aug takes them from SBD ({folders[1]})')
     records = [r | {'instances': folder.with_name('inst') / r['label'].name} for r in records]
+  check_present([r[key] for r in records for key in ('image', 'instances') if key in r], folder)
   return records
 
 
 def _read_raw(path: Path) -> np.ndarray:
-  return files.read_mask(path) if path.suffix == '.png' else _read_sbd(path, 'GTcls').Segmentation
+  return files.read_mask(path) if path.suffix == '.png' else _read_sbd(path, 'GTcls')[0]
 
 
-def _read_sbd(path: Path, name: str):
+def _read_sbd(path: Path, name: str) -> tuple[np.ndarray, list[int]]:
+  """The map [H, W], and of `GTinst` the class of each object in it."""
   try:
-    return loadmat(path, struct_as_record=False, squeeze_me=True)[name]
+    stored = loadmat(path, struct_as_record=False, squeeze_me=True)[name]
+    return stored.Segmentation, np.atleast_1d(getattr(stored, 'Categories', ())).tolist()
   except Exception as error:  # whatever SciPy raises for what is not a MATLAB file
     raise UserError(f'{path}: cannot be read ({error!r}); expected {name} of SBD') from error
 
@@ -113,11 +118,14 @@ def _read_sbd(path: Path, name: str):
 def _read_instances(path: Path, label: np.ndarray) -> instances.Instances:
   """Object k of a mask; its class is in SBD's table, or else that of most of its pixels."""
   if path.suffix == '.mat':
-    sbd = _read_sbd(path, 'GTinst')
-    categories = np.atleast_1d(sbd.Categories).tolist()
-    return instances.from_ids(sbd.Segmentation, lambda k: (categories[k - 1], False) if k else None)
+    ids, classes = _read_sbd(path, 'GTinst')
+    if ids.max() > len(classes):
+      raise UserError(
+        f'{path}: object {ids.max()}; expected one of the {len(classes)} in Categories'
+      )
+    return instances.from_ids(ids, lambda k: (classes[k - 1], False) if k else None)
   ids = files.read_mask(path)
-  counts = np.bincount(ids.ravel() * 256 + label.ravel().astype(np.int64), minlength=1 << 16)
+  counts = np.bincount(ids.ravel() * np.int64(256) + label.ravel(), minlength=1 << 16)
   class_of = counts.reshape(256, 256)[:, : len(_CLASSES)].argmax(1).tolist()
   return instances.from_ids(
     ids, lambda k: (class_of[k], False) if k not in (0, IGNORE) and class_of[k] else None

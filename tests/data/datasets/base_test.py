@@ -86,14 +86,14 @@ class FileSourceTest(absltest.TestCase):
       'from seg_jax.data.datasets import camvid\n'
       'from seg_jax.data.datasets.base import FileSource\n'
       'for name in "ab":\n'
-      '  pairs = [(Path(f"/elsewhere/{name}.png"), Path("m.png"))]\n'
-      '  print(FileSource(camvid.INFO, pairs, camvid.LABELS, Path("/elsewhere")))'
+      '  files = [{"image": Path(f"/elsewhere/{name}.png"), "label": Path("m.png")}]\n'
+      '  print(FileSource(camvid.INFO, files, camvid.LABELS, Path("/elsewhere")))'
     )
     out = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     from seg_jax.data.datasets import camvid
 
-    pairs = [(self.root / 'a.png', self.root / 'm.png')]
-    here = repr(base.FileSource(camvid.INFO, pairs, camvid.LABELS, self.root))
+    records = [{'image': self.root / 'a.png', 'label': self.root / 'm.png'}]
+    here = repr(base.FileSource(camvid.INFO, records, camvid.LABELS, self.root))
     there, other = out.stdout.split('\n')[:2]
     self.assertEqual(here, there)
     self.assertNotEqual(here, other)

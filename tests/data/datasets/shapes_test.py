@@ -14,12 +14,14 @@ from seg_jax.data.datasets import shapes
 from seg_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
+EXTRAS = ('instances', 'depth')
 
 
 def trace(seed, split, index, rows, columns):
   """Class, number and depth of the nearest surface that the ray of each pixel's centre meets.
 
   A brute-force oracle: planes from three of a contour's points, crossings of the projected outline.
+  What is seen is numbered from far to near; what others hide altogether has no number.
   """
   rng = np.random.default_rng((seed, split, index))
   camera, cutouts = shapes._arrange(rng, rows, columns)
@@ -41,6 +43,8 @@ def trace(seed, split, index, rows, columns):
       inside ^= Outline(on_image).contains_points(pixels)
     nearer = inside & (distance < depth)
     depth[nearer], label[nearer], instances[nearer] = distance[nearer], cutout.label, number
+  seen = np.unique(instances[instances > 0])
+  instances[instances > 0] = 1 + np.searchsorted(seen, instances[instances > 0])
   return [a.reshape(rows, columns) for a in (label, instances, depth)]
 
 
@@ -58,12 +62,34 @@ class ShapesTest(parameterized.TestCase):
       shapes.open_split(config, 'valid', seed=0)
 
   def test_a_scene_depends_on_seed_split_and_index_alone(self):
-    source = shapes.Shapes((96, 96), 'train', 0)
+    source = shapes.Shapes((96, 96), 'train', 0, EXTRAS)
     first = source[5]
     source[6]
-    for again in (source, pickle.loads(pickle.dumps(source)), shapes.Shapes((96, 96), 'train', 0)):
-      for key, array in again[np.int64(5)].items():
+    afresh = shapes.Shapes((96, 96), 'train', 0, EXTRAS)
+    for again in (source, pickle.loads(pickle.dumps(source)), afresh):
+      record = again[np.int64(5)]
+      self.assertEqual(set(record), set(first))
+      for key, array in record.items():
         np.testing.assert_array_equal(array, first[key])
+
+  def test_instances_and_depth_are_there_when_asked_for_and_change_nothing_else(self):
+    config = get_config('shapes').data
+    plain = shapes.open_split(config, 'train', seed=0)[3]
+    self.assertEqual(set(plain), {'image', 'label'})
+    objects = {'instances', 'classes', 'is_crowd'}
+    for extras, more in (
+      (('instances',), objects),
+      (('depth',), {'depth'}),
+      (('depth', 'instances'), objects | {'depth'}),
+    ):
+      config.extras = extras
+      record = shapes.open_split(config, 'train', seed=0)[3]
+      self.assertEqual(set(record), {'image', 'label'} | more)
+      for key, array in plain.items():
+        np.testing.assert_array_equal(record[key], array)
+    config.extras = ('normals',)
+    with self.assertRaisesRegex(UserError, "'shapes' has no 'normals'; expected instances and dep"):
+      shapes.open_split(config, 'train', seed=0)
 
   def test_another_process_draws_the_same(self):
     code = (
@@ -87,15 +113,18 @@ class ShapesTest(parameterized.TestCase):
 
   @parameterized.parameters((96, 96), (61, 130), (130, 61), (16, 16), (40, 400), (300, 40), (1, 1))
   def test_any_size(self, rows, columns):
-    source = shapes.Shapes((rows, columns), 'train', 0)
+    source = shapes.Shapes((rows, columns), 'train', 0, EXTRAS)
     for i in range(10):
       record = source[i]
+      count = record['instances'].max()
       self.assertEqual(
         {key: (array.dtype, array.shape) for key, array in record.items()},
         {
           'image': (np.uint8, (rows, columns, 3)),
           'label': (np.uint8, (rows, columns)),
           'instances': (np.int32, (rows, columns)),
+          'classes': (np.int32, (count,)),
+          'is_crowd': (np.bool_, (count,)),
           'depth': (np.float32, (rows, columns)),
         },
       )
@@ -103,7 +132,7 @@ class ShapesTest(parameterized.TestCase):
 
   @parameterized.parameters((96, 96), (61, 130))
   def test_labels_instances_and_depth_are_those_of_rays_through_the_scene(self, rows, columns):
-    source = shapes.Shapes((rows, columns), 'val', 4)
+    source = shapes.Shapes((rows, columns), 'val', 4, EXTRAS)
     disagree = 0
     for i in range(20):
       record = source[i]
@@ -119,15 +148,18 @@ class ShapesTest(parameterized.TestCase):
     self.assertLess(disagree / 20, 0.005)
 
   def test_an_instance_has_one_class_and_the_floor_is_background(self):
-    source = shapes.Shapes((96, 96), 'train', 0)
+    source = shapes.Shapes((96, 96), 'train', 0, EXTRAS)
     for i in range(50):
       record = source[i]
       np.testing.assert_array_equal(record['instances'] == 0, record['label'] == 0)
+      self.assertEqual(np.unique(record['instances']).tolist()[-1], len(record['classes']))
       for instance in np.unique(record['instances']):
-        self.assertLen(np.unique(record['label'][record['instances'] == instance]), 1)
+        (label,) = np.unique(record['label'][record['instances'] == instance])
+        self.assertEqual(label, record['classes'][instance - 1] if instance else 0)
+      self.assertFalse(record['is_crowd'].any())
 
   def test_what_stands_on_the_floor_is_nearer_than_the_floor_behind_it(self):
-    source = shapes.Shapes((96, 96), 'test', 0)
+    source = shapes.Shapes((96, 96), 'test', 0, EXTRAS)
     checked = 0
     for i in range(50):
       depth, floor = source[i]['depth'], source[i]['instances'] == 0
@@ -140,7 +172,7 @@ class ShapesTest(parameterized.TestCase):
     self.assertGreater(checked, 2000)
 
   def test_every_class_is_frequent_and_colour_alone_misleads_at_times(self):
-    source = shapes.Shapes((96, 96), 'train', 0)
+    source = shapes.Shapes((96, 96), 'train', 0, EXTRAS)
     pixels, right = np.zeros(7), []
     for i in range(150):
       record = source[i]
