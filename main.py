@@ -18,6 +18,7 @@ MODES = {
   'eval': 'evaluates a checkpoint on the splits of config.eval.splits',
   'predict': 'labels the pictures named after the flags: files, folders or globs',
   'inspect': 'shows a dataset before anyone trains on it',
+  'prepare': 'makes a few large files of a dataset, in --workdir',
 }
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:DATASET]; default configs/unet.py')
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory; default runs/NAME-DATASET")
@@ -33,7 +34,8 @@ def run(
   """
   if inputs and mode != 'predict':
     raise UserError(f'{inputs[0]!r} is not expected; only --mode=predict takes pictures')
-  if mode != 'inspect':
+  settings.check(config)
+  if mode not in ('inspect', 'prepare'):
     runtime.start()
   if mode == 'train':
     from seg_jax.training.loop import train
@@ -47,11 +49,11 @@ def run(
     from seg_jax.inference.predict import predict
 
     predict(settings.for_inference(config, overrides, workdir), workdir, inputs)
-  elif mode == 'inspect':
+  else:
+    from seg_jax.data.prepare import prepare
     from seg_jax.inspection import inspect
 
-    settings.check(config)
-    inspect(config, workdir)
+    {'inspect': inspect, 'prepare': prepare}[mode](config, workdir)
 
 
 def main(argv: list[str]) -> None:

@@ -6,9 +6,13 @@ unknown key on the command line is an error, so nothing is configured that nothi
 
 import ml_collections
 
+# Splits to train on and to evaluate, where they are not called train and val.
+_SPLITS = {'nyuv2': ('train', 'test')}
+
 
 def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   """Defaults for `dataset`, one of `seg_jax.data.datasets.DATASETS`."""
+  train_split, eval_splits = _SPLITS.get(dataset, ('train', 'val'))
   config = ml_collections.ConfigDict()
   config.name = ''  # the system; the config file sets it
   config.seed = 0  # of parameters, shuffling, augmentation and dropout
@@ -27,7 +31,9 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   data.image_scale = 1.0  # the model works at this multiple of the picture's own size
   data.scale_range = (0.75, 1.5)  # random zoom of a training crop, log-uniform
   data.flip = True  # left to right, one time in two
-  data.photometric = 0.3  # largest relative change of brightness, contrast and saturation; 0: off
+  data.photometric = 0.3  # largest relative change of brightness, contrast, saturation; on device
+  data.channels = 3  # of a picture; other numbers are bands of TIFF or PNG files, in 'folder' only
+  data.bits = 8  # of each value, 8 or 16; likewise
   data.mean = (0.485, 0.456, 0.406)  # of a picture in [0, 1], per channel
   data.std = (0.229, 0.224, 0.225)
   data.num_threads = 2  # that read and augment, in each process
@@ -61,7 +67,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   optimizer.ema_decay = 0.0  # evaluate an average of the weights; 0: off
 
   config.train = train = ml_collections.ConfigDict()
-  train.split = 'train'
+  train.split = train_split
   train.num_steps = 1000
   train.accumulation = 1  # a batch is taken in this many parts, to save memory
   train.log_every = 20
@@ -70,7 +76,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   train.keep_last = 2  # checkpoints, besides the best
 
   config.eval = evaluate = ml_collections.ConfigDict()
-  evaluate.splits = 'val'  # comma-separated; the first is watched during training
+  evaluate.splits = eval_splits  # comma-separated; the first is watched during training
   evaluate.batch_size = 16
   evaluate.size_multiple = 32  # pictures are padded to it, so that few shapes are compiled
   evaluate.checkpoint = 'best'  # best | last | a step

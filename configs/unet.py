@@ -3,6 +3,7 @@
     ./run.sh --config=configs/unet.py                                # generated scenes, on a CPU
     ./run.sh --config=configs/unet.py:camvid --config.data.dir=PATH  # full size, for a GPU
     ./run.sh --config=configs/unet.py:folder --config.data.dir=PATH
+    ./run.sh --config=configs/unet.py:voc2012 --config.data.dir=PATH  # or any other dataset
 
 The paper's own, without norm, is `--config.model.norm=none --config.model.padding=valid
 --config.model.dropout=0.5 --config.model.width=64`.
@@ -47,4 +48,12 @@ def get_config(dataset: str = 'shapes'):
     config.data.crop_size = (224, 224)
     config.loss.dice = 0.5
     config.eval.batch_size = 4
+  else:  # a start, on a GPU; nothing here has been tuned
+    config.model.width = 32
+    config.data.batch_size = 8
+    config.data.crop_size = (320, 320)
+    config.eval.batch_size = 4
+    config.optimizer.learning_rate = 2e-3
+    config.train.num_steps = 20000
+    config.train.eval_every = 2000
   return config

@@ -49,6 +49,7 @@ def overlay(
 
   Ignored pixels of label [H, W] leave the image as it is.
   """
+  image = viewable(image)
   label = label.astype(np.uint8)
   boundary = _boundary(label)
   colours = colourise(label, palette)
@@ -94,6 +95,20 @@ def colour_depth(depth: np.ndarray) -> np.ndarray:
   return picture
 
 
+def viewable(image: np.ndarray) -> np.ndarray:
+  """An image [H, W, C] as uint8 [H, W, 3]: RGB of 8 bits as it is, of others the first bands.
+
+  Each of the first three, or the first alone, grey, if there are fewer, is stretched so that all
+  but its darkest and its brightest hundredth can be told apart.
+  """
+  if image.dtype == np.uint8 and image.shape[2] == 3:
+    return image
+  first = image[..., : 3 if image.shape[2] >= 3 else 1].astype(np.float32)
+  low, high = np.percentile(first, (1, 99), axis=(0, 1))
+  stretched = np.clip((first - low) / np.maximum(high - low, 1), 0, 1)
+  return np.rint(255 * np.broadcast_to(stretched, (*image.shape[:2], 3))).astype(np.uint8)
+
+
 def enlarge(image: np.ndarray, *labels: np.ndarray) -> list[np.ndarray]:
   """A small image and its labels, a whole number of times larger, as a contact sheet shows them.
 
@@ -102,7 +117,7 @@ def enlarge(image: np.ndarray, *labels: np.ndarray) -> list[np.ndarray]:
   rows, columns = image.shape[:2]
   factor = max(1, min(PANEL[0] // rows, PANEL[1] // columns))
   size = (columns * factor, rows * factor)
-  image = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+  image = cv2.resize(viewable(image), size, interpolation=cv2.INTER_CUBIC)
   return [image, *(x.repeat(factor, axis=0).repeat(factor, axis=1) for x in labels)]
 
 

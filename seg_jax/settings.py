@@ -14,7 +14,7 @@ CHECKS = (
   (
     'whole number above 0',
     lambda v: type(v) is int and v > 0,
-    'data.batch_size data.num_threads data.max_instances model.width model.depth train.num_steps '
+    'data.batch_size data.channels data.num_threads data.max_instances model.width model.depth train.num_steps '
     'train.accumulation train.log_every train.eval_every train.checkpoint_every train.keep_last '
     'eval.batch_size eval.size_multiple eval.num_pictures',
   ),
@@ -46,15 +46,16 @@ CHECKS = (
     lambda v: isinstance(v, tuple) and set(v) <= {'instances', 'depth'},
     'data.extras',
   ),
+  ('number of bits, 8 or 16', lambda v: v in (8, 16), 'data.bits'),
   ('number above 0 and at most 4', lambda v: 0 < v <= 4, 'data.image_scale'),
   (
-    'tuple of 3 numbers in [0, 1]',
-    lambda v: len(v) == 3 and all(0 <= n <= 1 for n in v),
+    'tuple of numbers in [0, 1]',
+    lambda v: isinstance(v, tuple) and all(0 <= n <= 1 for n in v),
     'data.mean',
   ),
   (
-    'tuple of 3 numbers in (0, 1]',
-    lambda v: len(v) == 3 and all(0 < n <= 1 for n in v),
+    'tuple of numbers in (0, 1]',
+    lambda v: isinstance(v, tuple) and all(0 < n <= 1 for n in v),
     'data.std',
   ),
   (
@@ -106,6 +107,12 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f'{key} is {values[key]!r}; expected a {expected}')
   if config.parallel != 'jit':
     raise UserError(f"parallel is {config.parallel!r}; expected 'jit'")
+  channels, photometric = config.data.channels, config.data.photometric
+  for key in ('mean', 'std'):
+    if len(value := config.data[key]) != channels:
+      raise UserError(f'data.{key} is {value!r}; expected {channels} numbers (data.channels)')
+  if channels != 3 and photometric:
+    raise UserError(f'data.photometric is {photometric}; expected 0, as data.channels is not 3')
   batch, parts = config.data.batch_size, config.train.accumulation
   if batch % parts:
     raise UserError(f'data.batch_size {batch} is no multiple of train.accumulation {parts}')

@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from configs import unet
 from seg_jax import settings
+from seg_jax.data.datasets import DATASETS
 from seg_jax.data.datasets.shapes import INFO
 from seg_jax.tasks import build_task
 from seg_jax.training.optimizer import make_optimizer, make_schedule
@@ -16,6 +17,17 @@ CONFIGS = {'unet': unet.get_config}
 
 
 class ConfigsTest(parameterized.TestCase):
+  @parameterized.product(name=list(CONFIGS), dataset=list(DATASETS))
+  def test_each_takes_any_dataset_and_names_its_splits(self, name, dataset):
+    config = CONFIGS[name](dataset)
+    settings.check(config)
+    self.assertEqual(config.data.name, dataset)
+    self.assertEqual(config.train.eval_every % config.train.checkpoint_every, 0)
+    for info in getattr(DATASETS[dataset], 'INFOS', {}).values():
+      if 'train' in info.num_images:  # or else train and val are split off by a hash
+        splits = {config.train.split, *settings.eval_splits(config)}
+        self.assertContainsSubset(splits, info.num_images)
+
   @parameterized.product(name=list(CONFIGS), dataset=('shapes', 'camvid', 'folder'))
   def test_each_is_valid_and_takes_a_step_that_lowers_the_loss(self, name, dataset):
     """With its own dtype, loss and optimizer, on a small crop and at a small width."""

@@ -181,6 +181,16 @@ class FolderTest(parameterized.TestCase):
     )
     self.assertAlmostEqual(scores['pixel_accuracy'], np.mean(guesses == truths))
 
+  def test_what_is_prepared_trains_to_the_same_scores(self):
+    config, scores = folder_config(self.data), []
+    main.run(config, self.folder / 'folder', 'prepare', {}, [])
+    prepared = self.folder / 'folder' / 'prepared'
+    for name, root in (('folder', self.data), ('tfds', prepared)):
+      config.data.update({'name': name, 'dir': str(root)})
+      main.run(config, self.folder / name, 'train', {}, [])
+      scores.append((self.folder / name / 'eval' / 'val.json').read_text())
+    self.assertEqual(*scores)
+
   def test_a_mistake_does_not_lock_the_workdir(self):
     workdir = self.folder / 'run'
     with self.assertRaisesRegex(runtime.UserError, "did you mean 'sgd'"):

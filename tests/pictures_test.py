@@ -57,6 +57,32 @@ class DrawingTest(parameterized.TestCase):
     label.setflags(write=False)
     pictures.overlay(image, label, PALETTE)
 
+  def test_objects_have_colours_of_their_own_and_outlines(self):
+    image = np.zeros((60, 80, 3), np.uint8)
+    ids = np.zeros((60, 80, 2), np.int32)
+    ids[5:25, 5:25, 0] = 1
+    ids[5:25, 25:45, 0] = 2  # touches the first
+    ids[40:55, 10:70, 0] = 3
+    ids[45:50, 20:60, 1] = 300  # lies over the third
+    picture = pictures.draw_instances(image, ids)
+    colours = {tuple(picture[y, x].tolist()) for y, x in ((10, 10), (10, 40), (42, 15), (47, 40))}
+    self.assertLen(colours | {(0, 0, 0)}, 5)
+    for y, x in ((5, 10), (10, 24), (10, 25), (45, 40)):
+      self.assertEqual(picture[y, x].tolist(), [255] * 3)
+    np.testing.assert_array_equal(picture[(ids == 0).all(-1)], 0)
+    np.testing.assert_array_equal(image, 0)
+
+  def test_depth_is_coloured_from_near_to_far(self):
+    depth = np.zeros((30, 90), np.float32)
+    depth[:, 30:60], depth[:, 60:] = 2, 80
+    picture = pictures.colour_depth(depth)
+    near, far = (np.unique(picture[:, x : x + 30].reshape(-1, 3), axis=0) for x in (30, 60))
+    self.assertEqual((len(near), len(far)), (1, 1))
+    self.assertGreater(near[0, 0], near[0, 2])  # red
+    self.assertGreater(far[0, 2], far[0, 0])  # blue
+    self.assertLen(np.unique(picture[:, :30].reshape(-1, 3), axis=0), 2)  # stripes
+    pictures.colour_depth(0 * depth)
+
 
 class ContactSheetTest(parameterized.TestCase):
   def contains(self, sheet, panel):

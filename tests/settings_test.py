@@ -57,7 +57,12 @@ class SettingsTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ('optimizer.step_boundaries', (300,), 'growing shares of train.num_steps'),
-    ('data.std', (0.0, 0.0, 0.0), r'3 numbers in \(0, 1\]'),
+    ('data.std', (0.0, 0.0, 0.0), r'numbers in \(0, 1\]'),
+    ('data.std', (0.1, 0.2), r'data.std is \(0.1, 0.2\); expected 3 numbers \(data.channels\)'),
+    ('data.mean', (), 'data.mean .* expected 3 numbers'),
+    ('data.mean', (0.5, 0.5, 'a'), r'numbers in \[0, 1\]'),
+    ('data.channels', 5, r'data.mean .* expected 5 numbers \(data.channels\)'),
+    ('data.bits', 12, '8 or 16'),
     ('seed', 2**64, 'whole number from 0'),
     ('eval.checkpoint', 'bst', 'best or last'),
     ('train.num_steps', 0, 'whole number above 0'),

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import io
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -100,6 +101,8 @@ def turn(array: np.ndarray, orientation: int) -> np.ndarray:
 
 def image_orientation(path: File) -> int:
   """EXIF's number for how the picture is stored: 1 is upright, 5 and above on its side."""
+  if isinstance(path, Path) and path.suffix.lower() in ('.tif', '.tiff'):
+    return 1  # turned by its decoder; and it may have more bands than Pillow knows
   with _opened(path) as image:
     return _orientation(image)
 
@@ -211,6 +214,14 @@ def read_mask(path: File) -> np.ndarray:
     else:
       raise OSError(f'pixels of mode {image.mode}; expected grey, palette, RGB or RGBA')
     return turn(array, _orientation(image))
+
+
+def read_values(path: File) -> np.ndarray:
+  """`read_mask` of a file that is no label: ids or depth, [H, W], where colours have no meaning."""
+  values = read_mask(path)
+  if values.ndim == 3:
+    raise UserError(f'{path}: RGB colours; expected one channel of values')
+  return values
 
 
 def read_rgba(path: File) -> np.ndarray:
@@ -345,6 +356,11 @@ def pictures_below(folder: Path) -> list[Path]:
   return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
+def stem_of(name: str) -> str:
+  """A file's path without its suffix, the same however macOS has written its umlauts."""
+  return unicodedata.normalize('NFC', os.path.splitext(name)[0])
+
+
 def files_by_stem(folder: Path, ending: str = '') -> dict[str, Path]:
   """{stem: file} of the pictures below `folder`.
 
@@ -353,9 +369,9 @@ def files_by_stem(folder: Path, ending: str = '') -> dict[str, Path]:
   """
   if not folder.is_dir():
     raise UserError(f'{folder}: no such directory')
-  files = {}
-  for path in pictures_below(folder):
-    name = path.relative_to(folder).with_suffix('').as_posix()
+  files, there = {}, pictures_below(folder)
+  for path in there:
+    name = stem_of(path.relative_to(folder).as_posix())
     if not name.endswith(ending):
       continue
     stem = name.removesuffix(ending)
@@ -363,7 +379,8 @@ def files_by_stem(folder: Path, ending: str = '') -> dict[str, Path]:
       raise UserError(f'{path}: same stem as {files[stem]}; expected one file for each stem')
     files[stem] = path
   if not files:
-    raise UserError(f'{folder}: holds no pictures; expected files such as NAME{ending}.png')
+    found = f'none of its pictures, such as {there[0].name}, fits' if there else 'holds no pictures'
+    raise UserError(f'{folder}: {found}; expected files such as NAME{ending}.png')
   return files
 
 

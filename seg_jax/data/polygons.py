@@ -20,7 +20,7 @@ def segmentation_mask(segmentation: Sequence | Mapping, rows: int, columns: int)
   """
   if isinstance(segmentation, Mapping):
     return _from_runs(segmentation, rows, columns)
-  if isinstance(segmentation, str) or not len(segmentation):
+  if not isinstance(segmentation, list | tuple) or not segmentation:
     raise ValueError(f'segmentation {segmentation!r}; expected polygons or run lengths')
   polygons = [_checked(polygon) for polygon in segmentation]
   runs = coco_mask.merge(coco_mask.frPyObjects(polygons, rows, columns))
@@ -34,10 +34,10 @@ def _checked(polygon: Sequence[float]) -> list[float]:
     coordinates = np.empty(0)
   if coordinates.ndim != 1 or len(coordinates) % 2 or len(coordinates) < 6:
     raise ValueError(
-      f'polygon {str(polygon):.60}; expected a list x0, y0, x1, y1, ... of three points or more'
+      f'polygon {polygon!s:.60}; expected a list x0, y0, x1, y1, ... of three points or more'
     )
   if not (np.abs(coordinates) <= _FARTHEST).all():
-    raise ValueError(f'polygon {str(polygon):.60}; expected coordinates in pixels')
+    raise ValueError(f'polygon {polygon!s:.60}; expected finite coordinates in pixels')
   return coordinates.tolist()
 
 
@@ -51,7 +51,7 @@ def _from_runs(runs: Mapping, rows: int, columns: int) -> np.ndarray:
   if not isinstance(counts, list | tuple) or not all(
     isinstance(count, int) and count >= 0 for count in counts
   ):
-    raise ValueError(f'run lengths {str(counts):.60}; expected a list of numbers, or them packed')
+    raise ValueError(f'run lengths {counts!s:.60}; expected a list of numbers, or them packed')
   if sum(counts) != rows * columns:
     raise ValueError(
       f'run lengths of {sum(counts)} pixels; expected {rows * columns}, {rows} x {columns}'

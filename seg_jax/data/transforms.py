@@ -1,14 +1,14 @@
-"""Random pictures out of one record: zoom and crop, flip, change of colour.
+"""Random pictures out of one record: zoom and crop, flip.
 
 Every transform is `(record, rng, ...) -> record` over the dict that a `Source` yields: `image`
-uint8 [H, W, 3], `label` uint8 [H, W], and where there are any `instances` int32 [H, W] or
-[H, W, L] and `depth` float32 [H, W] in metres. One random draw moves all of them alike, and what
-has one dimension, the table of the instances, stays. The input is never written to (records may be
-cached and shared), but the output may share memory with it.
+uint8 [H, W, 3] (or uint16, or with other bands), `label` uint8 [H, W], and where there are any
+`instances` int32 [H, W] or [H, W, L] and `depth` float32 [H, W] in metres. One random draw moves
+all of them alike, and what has one dimension, the table of the instances, stays. The input is never
+written to (records may be cached and shared), but the output may share memory with it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -17,14 +17,12 @@ from seg_jax import IGNORE
 
 Record = dict[str, np.ndarray]
 
-# Of ITU-R BT.601; they sum to 1, so a change of saturation keeps the grey value.
-_LUMA = np.array([0.299, 0.587, 0.114])
-
 
 def augment(record: Record, rng: np.random.Generator, data_config) -> Record:
-  """What training does to a record: crop, flip and colour, as `config.data` says.
+  """What training does to a record on the host: crop and flip, as `config.data` says.
 
-  Returns arrays of `data_config.crop_size` rows and columns.
+  Colours change on the device (`seg_jax.ops.colour`). Returns arrays of `data_config.crop_size`
+  rows and columns.
   """
   record = random_crop(
     record,
@@ -34,9 +32,7 @@ def augment(record: Record, rng: np.random.Generator, data_config) -> Record:
     scale_range=data_config.scale_range,
     mean=data_config.mean,
   )
-  if data_config.flip:
-    record = random_flip(record, rng)
-  return photometric(record, rng, data_config.photometric)
+  return random_flip(record, rng) if data_config.flip else record
 
 
 def random_crop(
@@ -46,7 +42,7 @@ def random_crop(
   crop_size: tuple[int, int],
   image_scale: float,
   scale_range: tuple[float, float],
-  mean: tuple[float, float, float],
+  mean: Sequence[float],
 ) -> Record:
   """A window of `crop_size` (rows, columns) at a random place of the record at a random zoom.
 
@@ -75,7 +71,8 @@ def random_crop(
   # The plain INTER_NEAREST looks at corners, half a pixel off the image's centres.
   return _each_map(
     record,
-    lambda key, array: cv2.resize(
+    lambda key, array: _by_fours(
+      cv2.resize,
       array,
       (crop_size[1], crop_size[0]),
       interpolation=smooth if key == 'image' else cv2.INTER_NEAREST_EXACT,
@@ -88,51 +85,44 @@ def _each_map(record: Record, change: Callable[[str, np.ndarray], np.ndarray]) -
   return {key: array if array.ndim == 1 else change(key, array) for key, array in record.items()}
 
 
+def _by_fours(function: Callable, array: np.ndarray, *args, **kwargs) -> np.ndarray:
+  """`function` of OpenCV, which takes up to four channels, and drops the axis of a single one."""
+  if array.ndim == 2 or 2 <= array.shape[2] <= 4:
+    return function(array, *args, **kwargs)
+  parts = [array[..., i : i + 4] for i in range(0, array.shape[2], 4)]
+  return np.dstack([function(np.ascontiguousarray(part), *args, **kwargs) for part in parts])
+
+
 def _window_start(rng: np.random.Generator, size: int, window: int) -> int:
   """Uniform among the positions where one of the two lies inside the other."""
   low, high = sorted((0, size - window))
   return int(rng.integers(low, high, endpoint=True))
 
 
-def pad(
-  record: Record, margins: tuple[int, int, int, int], mean: tuple[float, float, float]
-) -> Record:
+def pad(record: Record, margins: tuple[int, int, int, int], mean: Sequence[float]) -> Record:
   """Adds `margins` (top, bottom, left, right) pixels: image `mean`, label 255, the others 0."""
   if not any(margins):
     return record
-  fill = {'image': mean_colour(mean).tolist(), 'label': IGNORE}
-  return _each_map(
-    record,
-    lambda key, array: cv2.copyMakeBorder(
-      array, *margins, cv2.BORDER_CONSTANT, value=fill.get(key, 0)
-    ),
-  )
+  top, bottom, left, right = margins
+
+  def padded(key, array):
+    rows, columns, *channels = array.shape
+    fill = mean_colour(mean, array.dtype) if key == 'image' else IGNORE * (key == 'label')
+    line = np.full((left + columns + right, *channels), fill, array.dtype)
+    result = np.tile(line, (top + rows + bottom, *[1] * line.ndim))
+    result[top : top + rows, left : left + columns] = array
+    return result
+
+  return _each_map(record, padded)
 
 
-def mean_colour(mean: tuple[float, float, float]) -> np.ndarray:
-  """The uint8 [3] colour nearest to `mean`, per channel in [0, 1]."""
-  return np.rint(255 * np.asarray(mean)).astype(np.uint8)
+def mean_colour(mean: Sequence[float], dtype=np.uint8) -> np.ndarray:
+  """The colour [C] nearest to `mean`, per channel in [0, 1], among those of an integer type."""
+  return np.rint(np.iinfo(dtype).max * np.asarray(mean)).astype(dtype)
 
 
 def random_flip(record: Record, rng: np.random.Generator) -> Record:
   """Left to right, all arrays alike, one time in two."""
   if rng.random() < 0.5:
     return record
-  return _each_map(record, lambda key, array: cv2.flip(array, 1))
-
-
-def photometric(record: Record, rng: np.random.Generator, strength: float) -> Record:
-  """Brightness, contrast and saturation, each times a factor in [1 - strength, 1 + strength].
-
-  Brightness scales the colours, contrast their distance from the picture's mean grey, saturation
-  their distance from their own grey. All three are affine in the colour, so one 3 x 4 matrix and
-  one rounding do them at once. Strength 0 is the identity.
-  """
-  if strength == 0:
-    return record
-  image = record['image']
-  brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3)
-  colour = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * _LUMA)
-  offset = brightness * (1 - contrast) * np.dot(_LUMA, cv2.mean(image)[:3])
-  affine = np.column_stack([colour, np.full(3, offset)])
-  return {**record, 'image': cv2.transform(image, affine)}
+  return _each_map(record, lambda key, array: _by_fours(cv2.flip, array, 1))

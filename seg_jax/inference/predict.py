@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from seg_jax import pictures
-from seg_jax.data import files, transforms
+from seg_jax.data import bands, files, transforms
 from seg_jax.errors import UserError
 from seg_jax.tasks import build_task
 from seg_jax.training import checkpoints
@@ -33,10 +33,11 @@ def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[s
   step, variables, info = checkpoints.load_variables(config, workdir, make_mesh())
   task = build_task(config, info)
   label_of = jax.jit(lambda variables, image: task.predict(variables, {'image': image})['label'][0])
+  read_image = bands.readers(config.data)['read_image']
   directory, faults = workdir / 'predict', []
   for path, name in tqdm(outputs.items(), 'predict', unit='image', dynamic_ncols=True):
     try:
-      image = files.read_image(path)
+      image = read_image(path)
     except UserError as fault:
       faults.append(str(fault))
       continue

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from seg_jax import IGNORE, pictures
 from seg_jax.data import transforms
 from seg_jax.data.datasets.base import Source
+from seg_jax.ops.colour import photometric
 
 
 def draw(
@@ -22,8 +25,7 @@ def draw(
     record = source[i]
     versions = {'': record}
     if augmented:
-      rng = np.random.default_rng((config.seed, i))
-      versions[', augmented'] = transforms.augment(record, rng, config.data)
+      versions[', augmented'] = _augmented(record, config, i)
     for version, record in versions.items():
       shown.update(np.unique(record['label']).tolist())
       rows.append(_panels(record, source.info.palette))
@@ -32,6 +34,16 @@ def draw(
   legend = [source.info.class_names[c] for c in classes], source.info.palette[classes]
   headings = ['picture', 'labels', *(key for key in ('instances', 'depth') if key in record)]
   return pictures.contact_sheet(rows, captions, legend, headings)
+
+
+def _augmented(record: transforms.Record, config: ml_collections.ConfigDict, index: int):
+  """A crop of a record as training makes it on the host, and its colours as on the device."""
+  record = transforms.augment(record, np.random.default_rng((config.seed, index)), config.data)
+  key = jax.random.fold_in(jax.random.key(config.seed), index)
+  image = record['image']
+  images = jnp.asarray(image[None], jnp.float32)
+  changed = photometric(key, images, config.data.photometric, np.iinfo(image.dtype).max)[0]
+  return {**record, 'image': np.rint(changed).astype(image.dtype)}
 
 
 def _panels(record: transforms.Record, palette: np.ndarray) -> list[np.ndarray]:

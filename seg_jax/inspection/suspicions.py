@@ -66,7 +66,8 @@ def of_split(source, split: str, raw_values: Mapping[str, int]) -> Iterator[Susp
     yield 'too_many', f'{len(source):,} images, and officially {official:,}'
   if hasattr(source, 'label_map') and (remark := off_by_one(raw_values, source.label_map)):
     yield 'off_by_one', remark
-  if lone := lone_masks(getattr(source, 'records', ())):
+  records = getattr(source, 'records', ())
+  if isinstance(records, list) and (lone := lone_masks(records)):  # others are read to be listed
     names = ', '.join(map(str, lone[:NAMED])) + (', ...' if len(lone) > NAMED else '')
     yield 'masks_without_a_picture', f'{len(lone):,}: {names}'
 

@@ -61,7 +61,7 @@ def _classes(report: dict) -> list[str]:
   if not unseen:
     return table
   total = len(report['classes'])
-  return [*table, *_wrapped(f'{len(unseen)} of {total} classes never occur: {", ".join(unseen)}')]
+  return [*table, *_wrapped(f'{len(unseen)} of {total} classes never occur:', unseen)]
 
 
 def _raw_values(report: dict) -> list[str]:
@@ -73,8 +73,9 @@ def _raw_values(report: dict) -> list[str]:
     f'{value} -> {meanings.get(value, "unknown")} ({count / total:.2%})'
     for value, count in list(raw.items())[:RAW_VALUES]
   ]
-  more = f' and {len(raw) - RAW_VALUES} more' if len(raw) > RAW_VALUES else ''
-  return _wrapped(f'values in the mask files: {", ".join(texts)}{more}')
+  if len(raw) > RAW_VALUES:
+    texts.append(f'and {len(raw) - RAW_VALUES} more')
+  return _wrapped('values in the mask files:', texts)
 
 
 def _objects(report: dict) -> list[str]:
@@ -101,7 +102,14 @@ def _depth(report: dict) -> list[str]:
   ]
 
 
-def _wrapped(line: str) -> list[str]:
-  return textwrap.wrap(
-    line, WIDTH, subsequent_indent='  ', break_long_words=False, break_on_hyphens=False
+def _wrapped(title: str, items: list[str]) -> list[str]:
+  """The items after the title, in lines that end between two of them."""
+  words = [item.replace(' ', '\0') for item in items]  # which keeps an item together
+  lines = textwrap.wrap(
+    f'{title} {", ".join(words)}',
+    WIDTH,
+    subsequent_indent='  ',
+    break_long_words=False,
+    break_on_hyphens=False,
   )
+  return [line.replace('\0', ' ') for line in lines]

@@ -19,4 +19,6 @@ def build_task(
     mean=config.data.mean,
     std=config.data.std,
     image_scale=config.data.image_scale,
+    photometric=config.data.photometric,
+    bits=config.data.bits,
   )

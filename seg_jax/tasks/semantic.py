@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from seg_jax import losses, pictures
 from seg_jax.data.datasets.base import DatasetInfo
 from seg_jax.metrics import semantic as metrics
+from seg_jax.ops.colour import photometric
 from seg_jax.ops.resizing import resize_bilinear
 
 TOP = 5  # a pixel's class among the five likeliest counts, where there are more classes
@@ -22,9 +23,10 @@ TOP = 5  # a pixel's class among the five likeliest counts, where there are more
 class SemanticTask:
   """A model with the loss it is trained for and the measures it is judged by.
 
-  Batches hold `image` uint8 [N, H, W, 3], `label` int32 [N, H, W] with 255 = ignore, and `valid`
-  bool [N]. Training pictures come at the size that the model works at; for prediction they come at
-  their own, are scaled by `image_scale` for the model, and its logits are scaled back.
+  Batches hold `image` uint8 [N, H, W, 3] (or as `config.data.channels` and `bits` say), `label`
+  int32 [N, H, W] with 255 = ignore, and `valid` bool [N]. Training pictures come at the size that
+  the model works at; for prediction they come at their own, are scaled by `image_scale` for the
+  model, and its logits are scaled back.
   """
 
   model: nn.Module
@@ -34,6 +36,8 @@ class SemanticTask:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   image_scale: float = 1.0
+  photometric: float = 0.0  # strength of the change of colour in training
+  bits: int = 8  # of a picture's values
 
   watched = 'miou'  # the measure that chooses the best checkpoint
   batch_keys = ('image', 'label', 'valid')  # what a batch needs to hold
@@ -41,14 +45,14 @@ class SemanticTask:
   def example(self, batch_size: int, size: tuple[int, int]) -> dict:
     """The shapes of a training batch, for initialisation and compilation."""
     return {
-      'image': jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.uint8),
+      'image': jax.ShapeDtypeStruct((batch_size, *size, len(self.mean)), f'uint{self.bits}'),
       'label': jax.ShapeDtypeStruct((batch_size, *size), jnp.int32),
       'valid': jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
     }
 
   def init(self, key: jax.Array, batch: dict) -> dict:
     """The model's variables for batches such as this one."""
-    return self.model.init(key, self._normalise(batch['image']), train=False)
+    return self.model.init(key, self._normalise(_unit(batch['image'])), train=False)
 
   def loss(self, variables: dict, batch: dict, key: jax.Array, train: bool):
     """The scalar to minimise, and `(new model state, logs)`.
@@ -56,7 +60,11 @@ class SemanticTask:
     `logs['weight']` is the weight of the pixels that the mean is taken over, so that the parts of a
     batch can be joined to the mean over the whole.
     """
-    images = self._normalise(batch['image'])
+    colour_key, key = jax.random.split(key)
+    images = _unit(batch['image'])
+    if train:
+      images = photometric(colour_key, images, self.photometric, largest=1.0)
+    images = self._normalise(images)
     state = {name: value for name, value in variables.items() if name != 'params'}
     outputs, state = self.model.apply(
       variables, images, train=train, rngs={'dropout': key}, mutable=list(state) if train else []
@@ -69,7 +77,7 @@ class SemanticTask:
 
   def predict(self, variables: dict, batch: dict) -> dict:
     """`logits` float32 [N, H, W, num_classes] and `label` int32 [N, H, W], both at full size."""
-    images = self._normalise(batch['image'])
+    images = self._normalise(_unit(batch['image']))
     size = images.shape[1:3]
     scaled = tuple(max(1, round(n * self.image_scale)) for n in size)
     logits = self.model.apply(variables, resize_bilinear(images, scaled), train=False)['logits']
@@ -80,7 +88,7 @@ class SemanticTask:
     shape = (1, 1, 1, -1)
     mean = jnp.asarray(self.mean, jnp.float32).reshape(shape)
     std = jnp.asarray(self.std, jnp.float32).reshape(shape)
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
+    return (images - mean) / std
 
   def empty(self) -> dict:
     """The measures of no picture yet."""
@@ -121,3 +129,8 @@ class SemanticTask:
     """Panels uint8 [h, w, 3], one under each of `headings`; small pictures are enlarged."""
     image, target, prediction = pictures.enlarge(image, target, prediction)
     return [image, *(pictures.colourise(x, self.info.palette) for x in (target, prediction))]
+
+
+def _unit(images: jax.Array) -> jax.Array:
+  """Pictures of 8 or 16 bits as float32 in [0, 1]."""
+  return images.astype(jnp.float32) / jnp.iinfo(images.dtype).max

@@ -1,16 +1,22 @@
 import pickle
+import subprocess
+import sys
 import tempfile
+import zlib
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
+from absl import logging
 from absl.testing import absltest, parameterized
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from seg_jax.data import files
 from seg_jax.errors import UserError
 
-SHARED = Path(__file__).resolve().parents[3] / 'shared' / 'data'
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / 'shared' / 'data'
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 GREY = PICTURE[..., 0]
@@ -47,6 +53,20 @@ class FilesTest(parameterized.TestCase):
     for part in says:
       self.assertIn(str(part), message)
     return message
+
+
+def png(chunks: list[tuple[bytes, bytes]]) -> bytes:
+  """A PNG of these chunks, with good checksums."""
+  return b'\x89PNG\r\n\x1a\n' + b''.join(
+    len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
+    for kind, data in chunks
+  )
+
+
+def png_header(rows: int, columns: int, colour_type: int) -> tuple[bytes, bytes]:
+  """The chunk that declares a picture of 8 bits; colour type 0 is grey, 2 is RGB."""
+  size = columns.to_bytes(4, 'big') + rows.to_bytes(4, 'big')
+  return b'IHDR', size + bytes([8, colour_type, 0, 0, 0])
 
 
 def palette_image(indices: np.ndarray, colours: np.ndarray) -> Image.Image:
@@ -100,6 +120,45 @@ class ReadImageTest(FilesTest):
     read = files.read_image(self.save(Image.fromarray(inks, mode='CMYK'), 'a.tif'))
     np.testing.assert_array_equal(read, PICTURE)
 
+  def test_cmyk_and_grey_jpegs_are_converted_and_it_is_said_once_for_each(self):
+    logging._log_counter_per_token.clear()
+    flat = np.zeros((16, 24, 4), np.uint8)
+    flat[:] = 200, 40, 90, 0  # inks
+    flat[:, 12:, 3] = 128  # and half black
+    grey = np.full((16, 24), 77, np.uint8)
+    cmyk_path = self.save(Image.fromarray(flat, mode='CMYK'), 'cmyk.jpg', quality=95)
+    grey_path = self.save(grey, 'grey.jpg')
+    with self.assertLogs(logging.get_absl_logger(), 'WARNING') as told:
+      for _ in range(2):
+        read = files.read_image(grey_path)
+        np.testing.assert_allclose(read, np.stack([grey] * 3, -1), atol=2)
+        read = files.read_image(cmyk_path).astype(int)
+        np.testing.assert_allclose(
+          read[:, 2:10], np.broadcast_to([55, 215, 165], (16, 8, 3)), atol=4
+        )
+        half = np.array([55, 215, 165]) * 127 / 255
+        np.testing.assert_allclose(read[:, 14:], np.broadcast_to(half, (16, 10, 3)), atol=4)
+    self.assertLen(told.output, 2)
+    self.assertIn(f'{grey_path} is grey', told.output[0])
+    self.assertIn(f'{cmyk_path} is CMYK', told.output[1])
+
+  def test_nothing_is_said_of_what_is_rgb_already(self):
+    logging._log_counter_per_token.clear()
+    with self.assertNoLogs(logging.get_absl_logger()):
+      for name in ('a.jpg', 'a.png'):
+        files.read_image(self.save(PICTURE, name))
+
+  @parameterized.parameters(
+    'Straße 7.png', 'Ä ö ü/ein Bild (1).jpg', '写真 #1.tif', "it's 100 %.webp"
+  )
+  def test_names_of_any_letters(self, name):
+    path = self.save(PICTURE, name)
+    with Image.open(path) as image:
+      np.testing.assert_array_equal(files.read_image(path), np.asarray(image.convert('RGB')))
+    self.assertEqual(list(files.files_by_stem(self.folder).values()), [path])
+    path.write_bytes(b'')
+    self.assert_user_error(files.read_image, path, says=(path,))
+
   def test_jpeg_is_what_another_decoder_makes_of_it(self):
     smooth = cv2.resize(PICTURE[:4, :5], (50, 40), interpolation=cv2.INTER_CUBIC)
     path = self.save(smooth, 'a.jpg')
@@ -119,12 +178,125 @@ class ReadImageTest(FilesTest):
     np.testing.assert_array_equal(files.read_image(path), expected)
     self.assertEqual(files.image_size(path), expected.shape[:2])
 
+  @parameterized.product(orientation=tuple(UPRIGHT), name=('a.png', 'a.jpg', 'a.webp'))
+  def test_exif_orientation_is_what_pillows_own_function_makes_of_it(self, orientation, name):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = self.save(PICTURE, name, exif=exif)
+    with Image.open(path) as image:
+      expected = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    np.testing.assert_array_equal(files.read_image(path), expected)
+    self.assertEqual(files.image_size(path), expected.shape[:2])
+    self.assertEqual(files.image_orientation(path), orientation)
+    np.testing.assert_array_equal(
+      files.turn(PICTURE, orientation),
+      np.asarray(ImageOps.exif_transpose(Image.open(self.save(PICTURE, 'exact.png', exif=exif)))),
+    )
+
+  def test_exif_orientation_of_a_mask(self):
+    exif = Image.Exif()
+    for orientation in UPRIGHT:
+      exif[ExifTags.Base.Orientation] = orientation
+      for mask in (GREY, GREY.astype(np.uint16) * 256, PICTURE):
+        path = self.save(mask, 'a.png', exif=exif)
+        np.testing.assert_array_equal(files.read_mask(path), UPRIGHT[orientation](mask))
+
   def test_exif_orientation_of_a_jpeg(self):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     plain, turned = self.save(PICTURE, 'a.jpg'), self.save(PICTURE, 'b.jpg', exif=exif)
     np.testing.assert_array_equal(files.read_image(turned), np.rot90(files.read_image(plain), -1))
     self.assertEqual(files.image_size(turned), (30, 20))
+
+
+class EncodedTest(FilesTest):
+  @parameterized.parameters('a.png', 'a.jpg', 'a.webp', 'a.tif', 'a.gif', 'a.bmp')
+  def test_a_files_bytes_give_the_same_picture_as_its_path(self, name):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = self.save(PICTURE, name, **({} if name[-3:] in ('gif', 'bmp') else {'exif': exif}))
+    encoded = files.Encoded(path.read_bytes(), 'train.record, picture 3')
+    for function in (files.read_image, files.image_size, files.image_orientation):
+      np.testing.assert_array_equal(function(encoded), function(path))
+
+  def test_a_files_bytes_give_the_same_mask_as_its_path(self):
+    rgba = np.dstack([PICTURE, GREY])
+    label_map = files.LabelMap({i: i // 2 for i in range(256)})
+    for mask in (GREY, GREY.astype(np.uint16) * 255, palette_image(GREY % 3, PICTURE[0]), rgba):
+      path = self.save(mask, 'a.png')
+      encoded = files.Encoded(path.read_bytes(), 'a')
+      np.testing.assert_array_equal(files.read_mask(encoded), files.read_mask(path))
+    np.testing.assert_array_equal(files.read_rgba(encoded), rgba)
+    grey = files.Encoded(self.save(GREY, 'b.png').read_bytes(), 'b')
+    np.testing.assert_array_equal(files.read_label(grey, label_map), GREY // 2)
+
+  def test_what_is_wrong_with_them_is_told_with_their_name(self):
+    whole = self.save(PICTURE, 'a.png').read_bytes()
+    for data in (b'', b'hello', whole[: len(whole) // 2], whole[:-30] + whole[-29:]):
+      encoded = files.Encoded(data, 'train.record, picture 3')
+      for function in (files.read_image, files.read_mask):
+        self.assert_user_error(function, encoded, says=('train.record, picture 3:', 'expected'))
+    grey = files.Encoded(self.save(GREY, 'b.png').read_bytes(), 'mask 3')
+    self.assert_user_error(
+      files.read_label, grey, files.LabelMap({0: 0, 1: 1}), says=('mask 3:', 'value')
+    )
+
+
+class BombTest(FilesTest):
+  """Files of a few bytes that would fill the memory."""
+
+  @parameterized.parameters(0, 2)
+  def test_a_header_that_declares_too_many_pixels_is_refused_unread(self, colour_type):
+    path = self.folder / 'a.png'
+    rows = zlib.compress(bytes(1000))
+    path.write_bytes(
+      png([png_header(60_000, 50_000, colour_type), (b'IDAT', rows), (b'IEND', b'')])
+    )
+    self.assertLess(path.stat().st_size, 200)
+    for function in (files.read_image, files.read_mask, files.image_size, files.read_rgba):
+      self.assert_user_error(
+        function, path, says=(path, '60000 x 50000 pixels', 'more than 178,956,970')
+      )
+
+  def test_the_limit_is_a_number_of_pixels_and_just_below_it_a_picture_is_read(self):
+    path = self.save(PICTURE, 'a.png')
+    with mock.patch.object(files, 'MAX_PIXELS', 20 * 30):
+      np.testing.assert_array_equal(files.read_image(path), PICTURE)
+    with mock.patch.object(files, 'MAX_PIXELS', 20 * 30 - 1):
+      self.assert_user_error(files.read_image, path, says=(path, '20 x 30', '599'))
+
+  def test_text_that_unpacks_without_end_is_refused_or_passed_over(self):
+    """In a process of its own, which tells the most memory that it has ever held."""
+    packer = zlib.compressobj(9)
+    packed = b''.join(packer.compress(bytes(2**20)) for _ in range(200)) + packer.flush()
+    rows = zlib.compress((b'\0' + bytes(5 * 3)) * 4)
+    paths = []
+    for kind, start in ((b'zTXt', b'a\0\0'), (b'iTXt', b'a\0\1\0\0\0'), (b'iCCP', b'a\0\0')):
+      for place in (1, 2):  # before and after the pixels
+        chunks = [png_header(4, 5, 2), (b'IDAT', rows), (b'IEND', b'')]
+        chunks.insert(place, (kind, start + packed))
+        paths.append(self.folder / f'{kind.decode()} {place}.png')
+        paths[-1].write_bytes(png(chunks))
+    code = (
+      'import sys\n'
+      'from pathlib import Path\n'
+      'from seg_jax.data import files\n'
+      'from seg_jax.errors import UserError\n'
+      'status = Path("/proc/self/status")\n'  # elsewhere than in Linux nothing is measured
+      'def held(): return int(status.read_text().split("VmHWM:")[1].split()[0]) >> 10\n'
+      'before = held() if status.exists() else 0\n'
+      'for path in sys.argv[1:]:\n'
+      '  for read in (files.read_image, files.read_mask):\n'
+      '    try: print(read(path).tolist() == [[[0] * 3] * 5] * 4)\n'
+      '    except UserError as error: print(str(error).startswith(path))\n'
+      'print(held() - before if status.exists() else 0)'
+    )
+    told = subprocess.run(
+      [sys.executable, '-c', code, *map(str, paths)], cwd=ROOT, capture_output=True, text=True
+    )
+    *right, memory = told.stdout.splitlines()
+    self.assertEqual(right, ['True'] * 2 * len(paths), told.stderr)
+    self.assertLess(int(memory), 100)  # MiB
 
 
 class DamagedFileTest(FilesTest):
@@ -191,6 +363,27 @@ class ReadLabelTest(FilesTest):
     raw = RNG.choice(list(table), (20, 30)).astype(np.uint16)
     label = files.read_label(self.save(raw, name), files.LabelMap(table))
     np.testing.assert_array_equal(label, np.vectorize(table.get)(raw))
+
+  @parameterized.parameters('a.png', 'a.tif')
+  def test_raw_values_of_16_bits_are_whole(self, name):
+    raw = RNG.integers(0, 65536, (20, 30), np.uint16)
+    mask = files.read_mask(self.save(raw, name))
+    self.assertEqual(mask.dtype, np.uint16)
+    np.testing.assert_array_equal(mask, raw)
+
+  def test_all_four_channels_are_kept_where_each_means_something(self):
+    rgba = np.dstack([PICTURE, GREY])
+    rgba[:3] = 0  # nothing is premultiplied or cleared where alpha is 0
+    rgba[:3, :, 0] = 7
+    path = self.save(rgba, 'a.png')
+    np.testing.assert_array_equal(files.read_rgba(path), rgba)
+    np.testing.assert_array_equal(files.read_mask(path), rgba[..., :3])
+    for other in (PICTURE, GREY):
+      path = self.save(other, 'b.png')
+      self.assert_user_error(files.read_rgba, path, says=(path, 'expected RGBA'))
+    whole = self.save(rgba, 'c.png').read_bytes()
+    path.write_bytes(whole[:-40])
+    self.assert_user_error(files.read_rgba, path, says=(path,))
 
   def test_of_a_palette_the_index_counts_never_the_colour(self):
     indices = GREY % 3
@@ -326,6 +519,50 @@ class PairingTest(FilesTest):
     self.assert_user_error(self.pair, says=(self.folder / 'i', 'no such directory'))
     self.touch('i/readme.txt')
     self.assert_user_error(self.pair, says=(self.folder / 'i', 'no pictures'))
+
+
+class LinksTest(FilesTest):
+  def below(self):
+    return [
+      p.relative_to(self.folder / 'i').as_posix() for p in files.pictures_below(self.folder / 'i')
+    ]
+
+  def test_files_and_folders_that_lie_elsewhere_are_read(self):
+    outside = self.save(PICTURE, 'elsewhere/deep/x.png').parent.parent
+    inside = self.save(255 - PICTURE, 'i/own.png').parent
+    (inside / 'file.png').symlink_to(outside / 'deep/x.png')
+    (inside / 'folder').symlink_to(outside)
+    self.assertEqual(self.below(), ['file.png', 'folder/deep/x.png', 'own.png'])
+    stems = files.files_by_stem(inside)
+    self.assertEqual(list(stems), ['file', 'folder/deep/x', 'own'])
+    for stem in ('file', 'folder/deep/x'):
+      np.testing.assert_array_equal(files.read_image(stems[stem]), PICTURE)
+
+  def test_a_circle_of_links_ends(self):
+    self.save(PICTURE, 'i/a/x.png')
+    self.save(PICTURE, 'i/b/y.png')
+    (self.folder / 'i/a/up').symlink_to(self.folder / 'i')
+    (self.folder / 'i/a/self').symlink_to(self.folder / 'i/a')
+    self.assertEqual(self.below(), ['a/x.png', 'b/y.png'])
+    (self.folder / 'i/a/other').symlink_to(self.folder / 'i/b')
+    (self.folder / 'i/b/other').symlink_to(self.folder / 'i/a')
+    self.assertEqual(self.below(), ['a/other/y.png', 'a/x.png', 'b/other/x.png', 'b/y.png'])
+
+  def test_two_links_to_one_folder_are_two_folders(self):
+    self.save(PICTURE, 'elsewhere/x.png')
+    (self.folder / 'i').mkdir()
+    for name in ('left', 'right'):
+      (self.folder / 'i' / name).symlink_to(self.folder / 'elsewhere')
+    self.assertEqual(self.below(), ['left/x.png', 'right/x.png'])
+
+  def test_a_link_to_nothing_is_told_when_it_is_read(self):
+    (self.folder / 'i').mkdir()
+    path = self.folder / 'i/a.png'
+    path.symlink_to(self.folder / 'gone.png')
+    (self.folder / 'i/b.png').symlink_to(self.folder / 'i/b.png')
+    self.assertEqual(self.below(), ['a.png', 'b.png'])
+    self.assert_user_error(files.read_image, path, says=(path, 'no such file'))
+    self.assert_user_error(files.read_image, self.folder / 'i/b.png', says=('b.png',))
 
 
 class RealMasksTest(absltest.TestCase):

@@ -225,15 +225,15 @@ class EvalBatchesTest(parameterized.TestCase):
           expected = np.broadcast_to(np.array(fill, record[key].dtype), batch[key][0].shape).copy()
           expected[:rows, :columns] = record[key]
           np.testing.assert_array_equal(batch[key][position], expected, err_msg=key)
-        count = len(record['classes'])
+        objects = len(record['classes'])
         for k in range(MAX_INSTANCES):
           mask = np.zeros((height, width), bool)
-          if k < count:
+          if k < objects:
             mask[:rows, :columns] = record['instances'] == k + 1
             self.assertEqual(batch['classes'][position, k], record['classes'][k])
             self.assertEqual(batch['is_crowd'][position, k], record['is_crowd'][k])
           np.testing.assert_array_equal(batch['masks'][position, k], mask)
-          self.assertEqual(batch['instance_valid'][position, k], k < count)
+          self.assertEqual(batch['instance_valid'][position, k], k < objects)
       self.assertFalse(batch['instance_valid'][~batch['valid']].any())
     self.assertEqual(seen, collections.Counter(range(count)))
 

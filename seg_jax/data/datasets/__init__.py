@@ -4,15 +4,45 @@ from pathlib import Path
 
 from absl import logging
 
-from seg_jax.data.datasets import camvid, cityscapes, folder, shapes, voc2012
+from seg_jax.data.datasets import (
+  ade20k,
+  apolloscape,
+  bdd100k,
+  camvid,
+  cityscapes,
+  coco,
+  coco_stuff,
+  dsb2018,
+  folder,
+  isbi2012,
+  kitti,
+  mapillary_vistas,
+  nyuv2,
+  oxford_pets,
+  shapes,
+  tfds,
+  voc2012,
+)
 from seg_jax.data.datasets.base import Source, cached, is_there
 from seg_jax.errors import UserError, nearest
 
 DATASETS = {
   'shapes': shapes,
+  'ade20k': ade20k,
+  'apolloscape': apolloscape,
+  'bdd100k': bdd100k,
   'camvid': camvid,
   'cityscapes': cityscapes,
+  'coco': coco,
+  'coco_stuff': coco_stuff,
+  'dsb2018': dsb2018,
   'folder': folder,
+  'isbi2012': isbi2012,
+  'kitti': kitti,
+  'mapillary_vistas': mapillary_vistas,
+  'nyuv2': nyuv2,
+  'oxford_pets': oxford_pets,
+  'tfds': tfds,
   'voc2012': voc2012,
 }
 
@@ -31,7 +61,7 @@ def open_dataset(data_config, split: str, seed: int) -> Source:
 
   Args:
     data_config: `config.data`; reads `name`, `dir`, `variant`, `extras`, `shapes_size`,
-      `cache_gib`, `num_workers`.
+      `channels`, `bits`, `cache_gib`, `num_workers`.
     split: `train`, `val`, ..., as the dataset calls them.
     seed: of generated scenes.
 
@@ -53,6 +83,7 @@ def open_dataset(data_config, split: str, seed: int) -> Source:
     logging.warning('%s, %s: %d pictures, officially %d', name, split, len(source), official)
   if name != 'shapes':
     processes = max(1, data_config.num_workers)  # each of them fills a cache of its own
-    bytes_per_pixel = 4 + 4 * len(data_config.extras)
+    image_bytes = data_config.channels * data_config.bits // 8
+    bytes_per_pixel = image_bytes + 1 + 4 * len(data_config.extras)
     source = cached(source, data_config.cache_gib / processes, bytes_per_pixel)
   return source

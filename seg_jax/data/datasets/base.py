@@ -80,6 +80,7 @@ class FileSource:
   `read_instances(item, label)` returns what `seg_jax.data.instances` describes, and
   `read_depth(item)` float32 [H, W] in metres, 0 where it is not known.
 
+  `read_image` and `image_size` are those of `seg_jax.data.files`, or of `seg_jax.data.bands`.
   `names` are those of the records, unless the pictures are files below `root` and have their own.
   """
 
@@ -95,10 +96,13 @@ class FileSource:
     read_instances: Callable | None = None,
     read_depth: Callable | None = None,
     names: Sequence[str] | None = None,
+    read_image: Callable = read_image,
+    image_size: Callable = image_size,
   ):
     self.info = info
     self.names = names or [record['image'].relative_to(root).as_posix() for record in records]
     self.records, self.label_map = records, label_map
+    self._read_image, self._image_size = read_image, image_size
     self._read_raw, self._read_instances, self._read_depth = read_raw, read_instances, read_depth
     self._extras = check_extras(
       extras,
@@ -115,7 +119,7 @@ class FileSource:
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     files = self.records[index]
-    image, raw = read_image(files['image']), self._read_raw(files['label'])
+    image, raw = self._read_image(files['image']), self._read_raw(files['label'])
     label = to_classes(raw, self.label_map, _place(files['label']))
     record = {'label': label}
     if 'instances' in self._extras:
@@ -126,7 +130,7 @@ class FileSource:
     return {'image': image, **{key: turned(key, array) for key, array in record.items()}}
 
   def size(self, index: int) -> tuple[int, int]:
-    return image_size(self.records[index]['image'])
+    return self._image_size(self.records[index]['image'])
 
   def raw_values(self, index: int) -> dict[str, int]:
     """The pixels of each value or colour of the mask, before any of them has a meaning."""
@@ -321,6 +325,8 @@ def lines(path: Path, comment: str | None = None) -> Iterator[tuple[str, str]]:
   """`FILE, line N` and text of each line that is not blank."""
   try:
     text = path.read_text('utf-8-sig')
+  except FileNotFoundError:
+    raise UserError(f'{path}: no such file; expected one that comes with the data') from None
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'{path}: cannot be read ({error}); expected UTF-8 text') from error
   for number, line in enumerate(text.splitlines(), 1):

@@ -101,12 +101,12 @@ def read_instances(path: Path, label: np.ndarray, factor: int = 1000) -> instanc
     train_id = TRAIN_IDS.get(kind)
     return (train_id, crowd) if train_id in THINGS else None
 
-  return instances.from_ids(files.read_mask(path), meaning)
+  return instances.from_ids(files.read_values(path), meaning)
 
 
 def _read_depth(path: Path) -> np.ndarray:
   """Metres, 0 = unknown; the camera's file has the disparity's name in another folder."""
-  disparity = (files.read_mask(path).astype(np.float32) - 1) / 256
+  disparity = (files.read_values(path).astype(np.float32) - 1) / 256
   name = path.name.replace('_disparity.png', '_camera.json')
   camera_path = path.parents[3] / 'camera' / path.parts[-3] / path.parts[-2] / name
   try:

@@ -5,8 +5,8 @@ https://arxiv.org/abs/1405.0312; Kirillov et al.: "Panoptic Segmentation", CVPR 
 https://arxiv.org/abs/1801.00868. https://cocodataset.org (annotations CC BY 4.0; the pictures under
 their Flickr licences).
 
-`data.dir` holds `train2017/` and `val2017/`, 118287 and 5000 pictures (or `images/train2017/`, ...),
-and `annotations/`. The pictures of the test splits have no public labels.
+`data.dir` holds `train2017/` and `val2017/`, 118287 and 5000 pictures (or both in `images/`), and
+`annotations/`. The pictures of the test splits have no public labels.
 
 Variant `instances`: `annotations/instances_{train,val}2017.json`. Objects may overlap, and each
 keeps its whole mask; `iscrowd` marks a region of many. The label is 0, the background, or the
@@ -20,7 +20,6 @@ segment is R + 256 G + 65536 B, 0 is void and ignored; 80 classes of things, 53 
 
 import json
 import pickle
-import reprlib
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -29,6 +28,7 @@ import numpy as np
 
 from seg_jax import IGNORE
 from seg_jax.data import files, instances
+from seg_jax.data.annotations import check_size, get
 from seg_jax.data.datasets.base import (
   DatasetInfo,
   FileSource,
@@ -163,19 +163,12 @@ def _instance_records(root: Path, split: str) -> list[dict]:
   path = root / 'annotations' / f'instances_{split}2017.json'
   images, annotations = _load(path, THINGS)
   objects = {number: [] for number in images}
-  for annotation in annotations:
-    number, image, category, crowd, segmentation = _fields(
-      path,
-      'annotation',
-      annotation,
-      id=int,
-      image_id=int,
-      category_id=int,
-      iscrowd=int,
-      segmentation=(list, dict),
-    )
-    _check_known(path, annotation, 'image', image, images)
-    _check_known(path, annotation, 'category', category, THINGS)
+  for i, row in enumerate(annotations):
+    place = f'{path}, annotations[{i}]'
+    image = _one_of(images, place, row, 'image_id')
+    category = _one_of(THINGS, place, row, 'category_id')
+    number, crowd = get(place, row, 'id', int), get(place, row, 'iscrowd', int)
+    segmentation = get(place, row, 'segmentation', (list, dict))
     objects[image].append((number, category, bool(crowd), segmentation))
   folder = images_dir(root, split)
   records = []
@@ -231,14 +224,13 @@ def _panoptic_records(root: Path, split: str) -> list[dict]:
   if maps is None:
     raise UserError(f'{folders[0]}: no such directory; expected what is in {folders[0]}.zip')
   labels = {}
-  for annotation in annotations:
-    image, name, segments = _fields(
-      path, 'annotation', annotation, image_id=int, file_name=str, segments_info=list
-    )
-    _check_known(path, annotation, 'image', image, images)
+  for i, row in enumerate(annotations):
+    place = f'{path}, annotations[{i}]'
+    image = _one_of(images, place, row, 'image_id')
     if image in labels:
       raise UserError(f'{path}: image {image} has two annotations; expected one')
-    labels[image] = (maps / name, _segments(path, segments))
+    segments = _segments(place, get(place, row, 'segments_info', list))
+    labels[image] = (maps / get(place, row, 'file_name', str), segments)
   if missing := images.keys() - labels.keys():
     raise UserError(f'{path}: image {min(missing)} has no annotation; expected one for each image')
   records = [
@@ -250,19 +242,15 @@ def _panoptic_records(root: Path, split: str) -> list[dict]:
   return records
 
 
-def _segments(path: Path, segments: list) -> np.ndarray:
+def _segments(place: str, segments: list) -> np.ndarray:
   """int32 [K, 3] of id, category id, is it a crowd, sorted by id; the first row is void."""
   rows = {0: (0, 0, 0)}
-  for segment in segments:
-    number, category, crowd = _fields(
-      path, 'segment', segment, id=int, category_id=int, iscrowd=int
-    )
-    _check_known(path, segment, 'category', category, _NAME_OF)
+  for i, segment in enumerate(segments):
+    here = f'{place}, segments_info[{i}]'
+    number, crowd = get(here, segment, 'id', int), get(here, segment, 'iscrowd', int)
     if number in rows or not 0 < number < 1 << 24:
-      raise UserError(
-        f'{path}: segment {reprlib.repr(segment)}; expected an id of its own, from 1 to 16777215'
-      )
-    rows[number] = number, category, bool(crowd)
+      raise UserError(f'{here}: id {number}; expected one of its own, from 1 to 16777215')
+    rows[number] = number, _one_of(_NAME_OF, here, segment, 'category_id'), bool(crowd)
   return np.array([rows[number] for number in sorted(rows)], np.int32)
 
 
@@ -308,39 +296,27 @@ def _load(path: Path, known: dict[int, str]) -> tuple[dict[int, tuple[str, int, 
     content = json.loads(path.read_bytes())
   except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'{path}: cannot be read ({error}); expected the JSON of COCO') from error
-  listed, annotations, categories = _fields(
-    path, 'the file', content, images=list, annotations=list, categories=list
-  )
-  for category in categories:
-    number, name = _fields(path, 'category', category, id=int, name=str)
+  for i, row in enumerate(get(path, content, 'categories', list)):
+    place = f'{path}, categories[{i}]'
+    number, name = get(place, row, 'id', int), get(place, row, 'name', str)
     if known.get(number) != name:
-      raise UserError(
-        f"{path}: category {number} is '{name}'; expected COCO's own, {known.get(number, 'no such')}"
-      )
+      own = known.get(number, 'no such')
+      raise UserError(f"{place}: {number} is '{name}'; expected COCO's own, {own}")
   images = {}
-  for image in listed:
-    number, name, rows, columns = _fields(
-      path, 'image', image, id=int, file_name=str, height=int, width=int
-    )
+  for i, row in enumerate(get(path, content, 'images', list)):
+    place = f'{path}, images[{i}]'
+    number, name = get(place, row, 'id', int), get(place, row, 'file_name', str)
     if number in images or Path(name).name != name:
-      raise UserError(
-        f'{path}: image {reprlib.repr(image)}; expected an id of its own, and the name of a file'
-      )
-    images[number] = name, rows, columns
-  return dict(sorted(images.items(), key=lambda item: item[1])), annotations
+      raise UserError(f"{place}: {number} '{name}'; expected an id of its own, and a file's name")
+    size = check_size(place, get(place, row, 'height', int), get(place, row, 'width', int))
+    images[number] = name, *size
+  by_name = dict(sorted(images.items(), key=lambda item: item[1]))
+  return by_name, get(path, content, 'annotations', list)
 
 
-def _fields(path: Path, what: str, entry, **types) -> list:
-  """The values of these keys of a JSON object, each of them there and of its type."""
-  for key, kind in types.items():
-    if not isinstance(entry, dict) or not isinstance(entry.get(key), kind):
-      raise UserError(
-        f"{path}: {what} {reprlib.repr(entry)}: '{key}' is not as expected, "
-        + ' or '.join(kind.__name__ for kind in np.atleast_1d(kind))
-      )
-  return [entry[key] for key in types]
-
-
-def _check_known(path: Path, entry: dict, kind: str, number: int, known: Collection[int]) -> None:
+def _one_of(known: Collection[int], place: str, row, key: str) -> int:
+  """`row[key]`, which has to be known."""
+  number = get(place, row, key, int)
   if number not in known:
-    raise UserError(f'{path}: {reprlib.repr(entry)}: there is no {kind} {number}; expected one')
+    raise UserError(f'{place}: {key} {number}; expected one of the {len(known)} that there are')
+  return number

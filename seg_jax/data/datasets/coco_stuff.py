@@ -47,6 +47,7 @@ _STUFF = (  # ids 92 to 182
   'window-other', 'wood',
 )
 # fmt: on
+_MAPS = ('stuffthingmaps', 'stuffthingmaps_trainval2017', 'annotations')
 _NAMES = {**THINGS, **dict(enumerate(_STUFF, 92))}  # by the id in labels.txt
 INFO = DatasetInfo(
   'coco_stuff',
@@ -55,11 +56,10 @@ INFO = DatasetInfo(
   things=tuple(range(len(THINGS))),
   num_images=NUM_IMAGES,
   home='https://github.com/nightrome/cocostuff (CC BY 4.0, pictures under their Flickr licences)',
-  layout=('*/val2017/*.png',),
+  layout=('|'.join(f'{folder}/val2017' for folder in _MAPS),),
 )
 INFOS = {'': INFO}
 LABELS = LabelMap({**{number - 1: i for i, number in enumerate(_NAMES)}, 255: IGNORE})
-_MAPS = ('stuffthingmaps', 'stuffthingmaps_trainval2017', 'annotations')
 
 
 def open_split(data_config, split: str, seed: int) -> FileSource:

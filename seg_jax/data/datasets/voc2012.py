@@ -88,7 +88,7 @@ def _sbd_records(root: Path, leave_out: set[str], extras) -> list[dict[str, Path
   folder = next((root / name for name in folders if (root / name).is_dir()), None)
   if folder is None:
     raise UserError(f'{root}: train_aug needs one of {", ".join(folders)} in it')
-  masks = sorted(path for path in folder.iterdir() if path.suffix in ('.png', '.mat'))
+  masks = sorted([*folder.glob('[!.]*.png'), *folder.glob('[!.]*.mat')])
   records = [
     {'image': root / 'JPEGImages' / f'{mask.stem}.jpg', 'label': mask}
     for mask in masks
@@ -124,7 +124,12 @@ def _read_instances(path: Path, label: np.ndarray) -> instances.Instances:
         f'{path}: object {ids.max()}; expected one of the {len(classes)} in Categories'
       )
     return instances.from_ids(ids, lambda k: (classes[k - 1], False) if k else None)
-  ids = files.read_mask(path)
+  ids = files.read_values(path)
+  if ids.shape != label.shape or ids.dtype != np.uint8:
+    raise UserError(
+      f'{path}: {ids.dtype} {ids.shape}; expected 8 bits and the size of its class mask,'
+      f' {label.shape}'
+    )
   counts = np.bincount(ids.ravel() * np.int64(256) + label.ravel(), minlength=1 << 16)
   class_of = counts.reshape(256, 256)[:, : len(_CLASSES)].argmax(1).tolist()
   return instances.from_ids(

@@ -1,3 +1,4 @@
+import io
 import pickle
 import subprocess
 import sys
@@ -6,11 +7,13 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
-from absl.testing import absltest
-from PIL import Image
+from absl import logging
+from absl.testing import absltest, parameterized
+from PIL import ExifTags, Image, ImageOps
 
 from seg_jax.data.datasets import base
 from seg_jax.data.files import LabelMap
+from seg_jax.data.instances import from_ids
 from seg_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,6 +100,216 @@ class FileSourceTest(absltest.TestCase):
     there, other = out.stdout.split('\n')[:2]
     self.assertEqual(here, there)
     self.assertNotEqual(here, other)
+
+
+class TurnedPictureTest(parameterized.TestCase):
+  """A photograph that EXIF says is stored on its side; its mask was drawn on either version."""
+
+  def setUp(self):
+    super().setUp()
+    self.root = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    rng = np.random.default_rng(0)
+    self.upright = rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    self.label = rng.integers(0, 3, (6, 9), dtype=np.uint8)
+
+  def stored(self, array, orientation):
+    """`array` as a camera stores it: whatever turns it upright again, as Pillow does it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for k in range(8):
+      turned = np.rot90(array[:, ::-1] if k >= 4 else array, k % 4)
+      file = io.BytesIO()
+      Image.fromarray(turned).save(file, 'PNG', exif=exif)
+      if np.array_equal(ImageOps.exif_transpose(Image.open(file)), array):
+        return turned, exif
+    raise AssertionError(orientation)
+
+  def source(self, orientation, label, **objects):
+    pixels, exif = self.stored(self.upright, orientation)
+    Image.fromarray(pixels).save(self.root / 'x.png', exif=exif)
+    Image.fromarray(label).save(self.root / 'm.png')
+    record = {'image': self.root / 'x.png', 'label': self.root / 'm.png'} | objects
+    return base.FileSource(
+      INFO,
+      [record],
+      LabelMap({0: 0, 1: 1, 2: 255}),
+      self.root,
+      extras=tuple(objects),
+      read_instances=lambda ids, label: from_ids(ids, lambda k: (1, False) if k else None),
+      read_depth=lambda depth: depth,
+    )
+
+  @parameterized.parameters(*range(1, 9))
+  def test_an_upright_mask_stays(self, orientation):
+    record = self.source(orientation, self.label)[0]
+    np.testing.assert_array_equal(record['image'], self.upright)
+    np.testing.assert_array_equal(record['label'], np.where(self.label == 2, 255, self.label))
+
+  @parameterized.parameters(5, 6, 7, 8)
+  def test_what_was_drawn_on_the_stored_picture_is_turned_with_it_and_that_is_said(
+    self, orientation
+  ):
+    ids = np.random.default_rng(1).integers(0, 4, (6, 9))
+    depth = np.random.default_rng(2).uniform(1, 9, (6, 9)).astype(np.float32)
+    on_side = [self.stored(a, orientation)[0] for a in (self.label, ids.astype(np.uint8))]
+    depth_on_side = self.turn_back(depth, orientation)
+    logging._log_counter_per_token.clear()
+    source = self.source(orientation, on_side[0], instances=on_side[1], depth=depth_on_side)
+    with self.assertLogs(logging.get_absl_logger(), 'WARNING') as told:
+      record = source[0]
+      source[0]
+    self.assertEqual(source.size(0), (6, 9))
+    np.testing.assert_array_equal(record['image'], self.upright)
+    np.testing.assert_array_equal(record['label'], np.where(self.label == 2, 255, self.label))
+    np.testing.assert_array_equal(record['instances'], ids)
+    np.testing.assert_array_equal(record['depth'], depth)
+    self.assertEqual(record['classes'].tolist(), [1, 1, 1])
+    self.assertLen(told.output, 1)
+    self.assertIn(f'{self.root / "x.png"} is stored on its side', told.output[0])
+
+  def turn_back(self, array, orientation):
+    """As `stored`, of the places of the pixels instead of their values."""
+    places = np.arange(array.size, dtype=np.uint8).reshape(array.shape)
+    return array.ravel()[self.stored(places, orientation)[0]]
+
+  def test_a_mask_with_an_orientation_of_its_own(self):
+    pixels, exif = self.stored(self.label, 6)
+    source = self.source(6, self.label)
+    Image.fromarray(pixels).save(self.root / 'm.png', exif=exif)
+    np.testing.assert_array_equal(source[0]['label'], np.where(self.label == 2, 255, self.label))
+
+  @parameterized.parameters((1, (9, 6)), (3, (9, 6)), (6, (9, 5)), (6, (12, 18)))
+  def test_a_mask_of_another_size_is_refused_where_turning_is_not_what_it_lacks(
+    self, orientation, size
+  ):
+    source = self.source(orientation, np.zeros(size, np.uint8))
+    with self.assertRaisesRegex(UserError, f'6 x 9 .*{size[0]} x {size[1]}; expected the same'):
+      source[0]
+
+
+class ExtrasTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    for name in ('x', 'y'):
+      Image.new('RGB', (5, 4)).save(self.root / f'{name}.png')
+      Image.new('L', (5, 4)).save(self.root / f'{name}_m.png')
+
+  def source(self, **options):
+    records = [
+      {
+        'image': self.root / f'{name}.png',
+        'label': self.root / f'{name}_m.png',
+        'instances': self.root / f'{name}_i.png',  # which is not there
+        'depth': (2.5, name),
+      }
+      for name in ('x', 'y')
+    ]
+    return base.FileSource(INFO, records, LabelMap({0: 0}), self.root, **options)
+
+  def test_only_what_is_asked_for_is_read(self):
+    def fail(*args):
+      raise AssertionError(args)
+
+    source = self.source(read_instances=fail, read_depth=fail)
+    self.assertEqual(set(source[0]), {'image', 'label'})
+    depth = self.source(
+      extras=('depth',),
+      read_instances=fail,
+      read_depth=lambda item: np.full((4, 5), item[0], np.float32),
+    )
+    record = depth[1]
+    self.assertEqual(set(record), {'image', 'label', 'depth'})
+    np.testing.assert_array_equal(record['depth'], np.full((4, 5), 2.5))
+
+  def test_instances_are_told_the_label_of_their_record(self):
+    told = []
+
+    def read(item, label):
+      told.append((item, label.shape))
+      return from_ids(label, lambda k: None)
+
+    self.source(extras=('instances',), read_instances=read)[1]
+    self.assertEqual(told, [(self.root / 'y_i.png', (4, 5))])
+
+  def test_what_a_dataset_lacks_is_told_with_what_it_has(self):
+    with self.assertRaisesRegex(UserError, "data.extras: 'two' has no 'depth'; expected nothing"):
+      self.source(extras=('depth',))
+    with self.assertRaisesRegex(UserError, "has no 'depth'; expected instances"):
+      self.source(extras=('instances', 'depth'), read_instances=max)
+
+  def test_depth_of_another_size_is_refused_with_what_its_file_is_called(self):
+    source = self.source(extras=('depth',), read_depth=lambda item: np.ones((4, 6), np.float32))
+    with self.assertRaisesRegex(UserError, r'x\.png has 4 x 5 .* and its depth 2\.5 4 x 6'):
+      source[0]
+
+  def test_raw_values_are_those_before_the_label_map(self):
+    source = self.source(read_raw=lambda path: np.array([[0, 7], [7, 7]], np.uint16))
+    self.assertEqual(source.raw_values(0), {'0': 1, '7': 3})
+
+
+class ListingTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    for name in ('i/a.jpg', 'i/b.jpg', 'm/a.png', 'm/b.png', 'm/c.png', 'd/a_depth.png'):
+      (self.root / name).parent.mkdir(exist_ok=True)
+      (self.root / name).touch()
+    self.listing = self.root / 'train.txt'
+
+  def assert_user_error(self, function, *says):
+    with self.assertRaises(UserError) as caught:
+      function()
+    for part in says:
+      self.assertIn(str(part), str(caught.exception))
+
+  def test_files_of_a_listing_in_its_order(self):
+    self.listing.write_bytes(b'\xef\xbb\xbfb\r\n\r\n  a  \r\n')
+    found = base.listed(self.listing, self.root / 'i', '.jpg')
+    self.assertEqual(list(found.items()), [(s, self.root / f'i/{s}.jpg') for s in ('b', 'a')])
+
+  def test_half_a_download_is_noticed(self):
+    self.listing.write_text('a\nb\nc\nd\n')
+    self.assert_user_error(
+      lambda: base.listed(self.listing, self.root / 'i', '.jpg'),
+      self.root / 'i',
+      '2 of the 4 files',
+      self.listing,
+      'c.jpg',
+    )
+    self.assert_user_error(
+      lambda: base.listed(self.listing, self.root / 'nowhere', '.jpg'), '4 of the 4 files'
+    )
+    self.listing.unlink()
+    self.assert_user_error(
+      lambda: base.listed(self.listing, self.root / 'i', '.jpg'), self.listing, 'cannot be read'
+    )
+
+  def test_records_hold_the_files_of_their_stem_and_the_extras_asked_for(self):
+    images = {stem: self.root / f'i/{stem}.jpg' for stem in ('b', 'a')}
+    places = {'label': (self.root / 'm', ''), 'depth': (self.root / 'd', '_depth')}
+    self.assertEqual(
+      base.make_records(images, **places),
+      [{'image': image, 'label': self.root / f'm/{stem}.png'} for stem, image in images.items()],
+    )
+    with_depth = base.make_records({'a': images['a']}, ('depth',), **places)
+    self.assertEqual(with_depth[0]['depth'], self.root / 'd/a_depth.png')
+    self.assert_user_error(
+      lambda: base.make_records(images, ('depth',), **places),
+      images['b'],
+      'has no depth',
+      self.root / 'd/b_depth.png',
+    )
+
+  def test_lines_are_told_with_their_number_and_without_comments(self):
+    self.listing.write_text('one # first\n\n# nothing\n two\n')
+    self.assertEqual(
+      list(base.lines(self.listing, '#')),
+      [(f'{self.listing}, line 1', 'one'), (f'{self.listing}, line 4', 'two')],
+    )
+    self.assertEqual(next(base.lines(self.listing))[1], 'one # first')
+    self.listing.write_bytes(b'\xff\xfe\0a')
+    self.assert_user_error(lambda: list(base.lines(self.listing)), self.listing, 'UTF-8')
 
 
 class CachedSourceTest(absltest.TestCase):

@@ -41,7 +41,7 @@ def record(rng, shape=(40, 50), classes=(0, 1, 255)):
   return {'image': image, 'label': rng.choice(np.array(classes, np.uint8), shape)}
 
 
-class InspectionTest(absltest.TestCase):
+class InspectTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     self.rng = np.random.default_rng(0)
@@ -49,14 +49,18 @@ class InspectionTest(absltest.TestCase):
     self.printed = ''
 
   def inspect(self, **splits):
-    """The reports of the splits; the first is the training split."""
-    sources = {split: FakeSource(records, split) for split, records in splits.items()}
+    """The reports of the splits; the first is the training split. An error cannot be opened."""
+
+    def open_dataset(data_config, split, seed):
+      if isinstance(splits[split], UserError):
+        raise splits[split]
+      return FakeSource(splits[split], split)
+
     config = get_config()
+    config.data.max_instances = 2
     config.train.split, *others = splits
     config.eval.splits = ', '.join(others or splits)
-    opened = mock.patch.object(
-      inspection, 'open_dataset', lambda data_config, split, seed: sources[split]
-    )
+    opened = mock.patch.object(inspection, 'open_dataset', open_dataset)
     out = io.StringIO()
     try:
       with opened, contextlib.redirect_stdout(out):
@@ -156,6 +160,66 @@ class InspectionTest(absltest.TestCase):
     self.assertEqual(self.report('val')['suspicious'], {'unreadable': ['val/0.png: no mask']})
     self.assertIn('val/0.png: no mask', self.printed)
     self.assertEqual(sum(row['images'] for row in self.report('train')['classes'].values()), 4)
+
+  def test_a_split_that_cannot_be_opened_does_not_stop_the_others(self):
+    with self.assertRaisesRegex(UserError, "^split 'train' cannot be used: no masks$"):
+      self.inspect(train=UserError('no masks'), val=[record(self.rng)])
+    self.assertEqual(self.report('train')['error'], 'no masks')
+    self.assertEqual(self.report('val')['num_images'], 1)
+    self.assertIn('fake, val: 1 images', self.printed)
+    self.assertNotIn('untrained_class', self.report('val')['suspicious'])
+    with self.assertRaisesRegex(UserError, '^data.dir is not set$'):
+      self.inspect(train=UserError('data.dir is not set'), val=UserError('data.dir is not set'))
+
+  def test_classes_that_never_occur_are_one_line_with_finite_weights(self):
+    (report,) = self.inspect(train=[record(self.rng)])
+    self.assertIn('1 of 3 classes never occur: car\n', self.printed)
+    self.assertNotRegex(self.printed, r'\n *car +')
+    for row in report['classes'].values():
+      self.assertTrue(np.isfinite([row['median_frequency'], row['enet']]).all())
+
+  def test_counts_objects_by_class(self):
+    ids = np.zeros((40, 50, 2), np.int32)
+    ids[:10, :10, 0] = 1
+    ids[5:10, :10, 1] = 2  # over the first
+    ids[30:, 0, 0] = 3
+    objects = {'classes': np.int32([2, 1, 2]), 'is_crowd': np.array([False, False, True])}
+    empty = {'classes': np.int32([2]), 'is_crowd': np.array([False])}
+    (report,) = self.inspect(
+      train=[
+        record(self.rng) | {'instances': ids} | objects,
+        record(self.rng) | {'instances': (ids == 3).max(-1).astype(np.int32)} | objects | empty,
+        record(self.rng) | {'instances': np.zeros((40, 50), np.int32)} | empty,
+      ]
+    )
+    keys = ('objects', 'crowds', 'images', 'smallest', 'median')
+    self.assertEqual(
+      report['objects'],
+      {
+        'road': dict(zip(keys, (1, 0, 1, 50, 50), strict=True)),
+        'car': dict(zip(keys, (3, 1, 3, 0, 10), strict=True)),
+      },
+    )
+    self.assertEqual(report['most_objects'], 3)
+    self.assertRegex(self.printed, r'\ncar +3 +1 +3 +0 +10\n')
+    self.assertEqual(
+      report['suspicious'],
+      {
+        'many_objects': ['train/0.png: 3 objects, more than data.max_instances = 2'],
+        'empty_object': ['train/2.png: 1 of 1 objects have no pixel'],
+      },
+    )
+
+  def test_measures_depth(self):
+    depth = np.zeros((40, 50), np.float32)
+    depth[:10] = 2
+    depth[10:20] = 8
+    (report,) = self.inspect(
+      train=[record(self.rng) | {'depth': depth}, record(self.rng) | {'depth': 0 * depth}]
+    )
+    self.assertEqual(report['depth'], {'lowest': 2, 'highest': 8, 'mean': 5, 'unknown': 0.75})
+    self.assertIn('depth: 2 to 8 m, mean 5 m, 75.00% of the pixels unknown', self.printed)
+    self.assertEqual(report['suspicious'], {'no_depth': ['train/1.png: no depth is known']})
 
   def test_prints_a_few_lines_of_a_kind_and_stores_all(self):
     records = [record(self.rng, classes=(0,)) for _ in range(30)]
