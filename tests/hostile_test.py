@@ -15,8 +15,10 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from configs.common import get_config
+from seg_jax import IGNORE
 from seg_jax.data.datasets import DATASETS, open_dataset, recognise
 from seg_jax.data.datasets.base import is_there
+from seg_jax.data.files import LabelMap, to_classes
 from seg_jax.errors import UserError
 from seg_jax.inspection import inspect
 
@@ -117,12 +119,16 @@ class RecogniseTest(HostileTest):
       self.assertEqual(recognise(folder), name)
 
   def test_a_folder_given_as_another_dataset_is_told_by_its_name(self):
-    for (name, _, layout), (other, *_) in itertools.permutations(LAYOUTS, 2):
-      if name != other:
-        folder = self.write(layout)
+    for name, _, layout in LAYOUTS:
+      folder = self.write(layout)
+      for other in {other for other, *_ in LAYOUTS} - {name}:
         with self.subTest(f'{name} as {other}'), self.assertRaises(UserError) as caught:
           open_dataset(self.config(other, folder).data, 'train', seed=0)
         self.assertIn(f"looks like the folder of '{name}'", str(caught.exception))
+
+  def test_a_folder_of_another_variant_is_told(self):
+    layout = next(parts for name, variant, parts in LAYOUTS if (name, variant) == ('kitti', 'road'))
+    self.assert_told('kitti', self.write(layout), "of 'kitti', of another data.variant")
 
   @parameterized.parameters(*TREES)
   def test_whole_trees_are_recognised(self, name):
@@ -206,6 +212,17 @@ class OtherMasksTest(HostileTest):
     folder = voc2012(self.root)
     mask(folder / 'SegmentationClass/2007_000001.png', (1, 2, 21))
     self.assert_told('voc2012', folder, 'value 21', 'are the classes counted from 1?')
+
+  @parameterized.parameters(
+    ({0: 0, 1: 1, 2: 2, 255: IGNORE}, (0, 4)),  # one more than one above
+    ({0: 0, 1: 1, 2: 2, 255: IGNORE}, (3, 9)),
+    ({0: IGNORE, 1: 0, 2: 1}, (1, 3)),  # counts from 1 already
+  )
+  def test_other_unknown_values_give_no_such_hint(self, classes, values):
+    with self.assertRaises(UserError) as caught:
+      to_classes(np.uint8([values]), LabelMap(classes), 'a.png')
+    self.assertIn('not known', str(caught.exception))
+    self.assertNotIn('counted from 1', str(caught.exception))
 
 
 class InspectTest(HostileTest):

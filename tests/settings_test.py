@@ -73,12 +73,34 @@ class SettingsTest(parameterized.TestCase):
     ('optimizer.ema_decay', 1.0, 'from 0 to below 1'),
     ('parallel', 'threads', "expected 'jit'"),
     ('train.accumulation', 3, 'no multiple of train.accumulation'),
+    ('data.max_instances', 0, 'whole number above 0'),
+    ('data.extras', ('depth', 'normals'), "tuple of 'instances' and 'depth', or \\(\\)"),
+    ('data.extras', ('instance',), "tuple of 'instances' and 'depth'"),
   )
   def test_a_value_that_no_run_can_work_with(self, key, value, message):
     config = unet.get_config()
     config.update_from_flattened_dict({key: value})
     with self.assertRaisesRegex(UserError, message):
       settings.check(config)
+
+  @parameterized.parameters((), ('instances',), ('depth', 'instances'))
+  def test_extras_are_none_one_or_both_and_come_back_as_they_were(self, *extras):
+    config = unet.get_config()
+    config.data.extras = extras
+    settings.for_training(config, self.folder)
+    again = settings.for_inference(unet.get_config(), {}, self.folder)
+    self.assertEqual(again.data.extras, extras)
+
+  @parameterized.parameters(
+    ('data.variant', 'v2.0'), ('data.extras', ('depth',)), ('data.max_instances', 7)
+  )
+  def test_what_changes_the_records_makes_another_run(self, key, value):
+    settings.for_training(unet.get_config(), self.folder)
+    (self.folder / 'checkpoints' / '20').mkdir(parents=True)
+    config = unet.get_config()
+    config.update_from_flattened_dict({key: value})
+    with self.assertRaisesRegex(UserError, f'{key} is .* there and .* here'):
+      settings.for_training(config, self.folder)
 
   def test_every_key_that_is_checked_or_free_exists(self):
     known = settings.flat(unet.get_config().to_dict())

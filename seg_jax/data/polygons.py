@@ -17,11 +17,14 @@ def segmentation_mask(segmentation: Sequence | Mapping, rows: int, columns: int)
 
   Polygons are lists x0, y0, x1, y1, ... in pixels, of which a mask covers the union; run lengths
   are a dict of `counts` and `size`.
+
+  Raises:
+    ValueError: what is wrong with it.
   """
   if isinstance(segmentation, Mapping):
     return _from_runs(segmentation, rows, columns)
   if not isinstance(segmentation, list | tuple) or not segmentation:
-    raise ValueError(f'segmentation {segmentation!r}; expected polygons or run lengths')
+    raise ValueError(f'segmentation {segmentation!r:.60}; expected polygons or run lengths')
   polygons = [_checked(polygon) for polygon in segmentation]
   runs = coco_mask.merge(coco_mask.frPyObjects(polygons, rows, columns))
   return np.ascontiguousarray(coco_mask.decode(runs), bool)

@@ -51,9 +51,9 @@ def random_crop(
   of the crop and not of the picture. On an axis where the picture is smaller than the window it
   lies at a random place inside it, surrounded as `pad` does with `mean`.
 
-  Labels, instances and depth take the nearest source pixel, centre to centre; the image is averaged
-  over areas when it shrinks and linear when it grows. Depth values stay metres as they were: the
-  zoom is not taken for a change of distance.
+  Labels, instances and depth take the nearest source pixel, centre to centre; the image is linear
+  when it grows, softened first when it shrinks, and averaged over areas when it shrinks to half or
+  less. Depth values stay metres as they were: the zoom is not taken for a change of distance.
   """
   zoom = image_scale * math.exp(rng.uniform(*np.log(scale_range)))
   rows, columns = (max(1, round(size / zoom)) for size in crop_size)
@@ -62,12 +62,15 @@ def random_crop(
 
   inside = slice(max(top, 0), top + rows), slice(max(left, 0), left + columns)
   record = _each_map(record, lambda key, array: array[inside])
+  zoom = crop_size[0] / rows
+  if 0.5 < zoom < 1:
+    record['image'] = _soften(record['image'], zoom)
   bottom, right = max(top + rows - height, 0), max(left + columns - width, 0)
   record = pad(record, (max(-top, 0), bottom, max(-left, 0), right), mean)
 
   if (rows, columns) == tuple(crop_size):
     return record
-  smooth = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+  smooth = cv2.INTER_LINEAR if zoom > 0.5 else cv2.INTER_AREA
   # The plain INTER_NEAREST looks at corners, half a pixel off the image's centres.
   return _each_map(
     record,
@@ -78,6 +81,18 @@ def random_crop(
       interpolation=smooth if key == 'image' else cv2.INTER_NEAREST_EXACT,
     ),
   )
+
+
+def _soften(image: np.ndarray, zoom: float) -> np.ndarray:
+  """`image` such that linear interpolation at `zoom`, from 1/2 to 1, does not alias.
+
+  Together they come close to a triangle as wide as the reduction, Pillow's and `jax.image.resize`'s
+  filter, whose variance is 1 / (6 zoom²); linear interpolation by itself has 1/6. INTER_AREA, which
+  does not alias either, takes four times as long.
+  """
+  side = (zoom**-2 - 1) / 12
+  taps = np.array([side, 1 - 2 * side, side])
+  return _by_fours(cv2.sepFilter2D, image, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
 
 
 def _each_map(record: Record, change: Callable[[str, np.ndarray], np.ndarray]) -> Record:

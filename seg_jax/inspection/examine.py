@@ -150,7 +150,8 @@ def _depth(depths: np.ndarray, total: int) -> dict:
 def _observe(source: Source, i: int) -> Seen | UserError:
   try:
     record = source[i]
-    path = source.records[i]['image'] if hasattr(source, 'records') else None
+    rgb = record['image'].dtype == np.uint8 and record['image'].shape[-1] == 3
+    path = source.records[i]['image'] if rgb and hasattr(source, 'records') else None
     mode, orientation = files.image_storage(path) if path is not None else ('', 1)
   except UserError as error:
     return error

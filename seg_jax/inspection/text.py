@@ -25,8 +25,7 @@ def of(report: dict, path: Path) -> str:
   lines = [
     f'\n{report["dataset"]}, {report["split"]}: {report["num_images"]:,} images'
     f'{f" (officially {official:,})" if official else ""}; {path.with_suffix(".png")}',
-    f'rows x columns: {", ".join(sizes[:4])}{more}',
-    *_classes(report),
+    *([f'rows x columns: {", ".join(sizes[:4])}{more}', *_classes(report)] if sizes else []),
     *_raw_values(report),
     *_objects(report),
     *_depth(report),

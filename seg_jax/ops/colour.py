@@ -25,7 +25,8 @@ def photometric(
     key, shape, images.dtype, 1 - strength, 1 + strength
   )
   # Sums rather than a matrix product, which accelerators would round to bfloat16.
-  grey = jnp.sum(images * jnp.asarray(_LUMA, images.dtype), -1, keepdims=True)
+  luma = jnp.asarray(_LUMA, images.dtype).reshape(1, 1, 1, 3)
+  grey = jnp.sum(images * luma, -1, keepdims=True)
   offset = (1 - contrast) * jnp.mean(grey, (1, 2), keepdims=True)
   changed = contrast * (saturation * images + (1 - saturation) * grey) + offset
   return jnp.clip(brightness * changed, 0, largest)

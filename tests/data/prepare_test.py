@@ -30,8 +30,8 @@ from seg_jax.data.datasets import shapes
 from tests.data.prepare_test import shapes_config
 
 folder, stride = Path(sys.argv[1]), int(sys.argv[2])
-shapes._SPLITS.update(train=7, val=2)
-prepare.SHARD_BYTES = 12e3
+shapes._SPLITS.update(train=5, val=2)
+prepare.SHARD_BYTES = 6e3
 
 def run(workdir, owner=None, function='', n=0):
   child = os.fork()
@@ -117,7 +117,7 @@ class PrepareTest(parameterized.TestCase):
     self.workdir = Path(self.enterContext(tempfile.TemporaryDirectory()))
     self.prepared = self.workdir / 'prepared'
     self.enterContext(mock.patch.dict(shapes._SPLITS, {'train': 11, 'val': 3}))
-    self.enterContext(mock.patch.object(prepare, 'SHARD_BYTES', 20e3))
+    self.enterContext(mock.patch.object(prepare, 'SHARD_BYTES', 10e3))
 
   def open(self, config, split, name='tfds', **changes):
     data = config.data.copy_and_resolve_references()
@@ -208,7 +208,7 @@ class PrepareTest(parameterized.TestCase):
       np.testing.assert_array_equal(example['segmentation_mask'][..., 0], record['label'])
 
   def test_killed_somewhere_it_goes_on_to_the_same_bytes(self):
-    self.check_killed(stride=5)
+    self.check_killed(stride=6)
 
   @pytest.mark.slow
   def test_killed_anywhere_it_goes_on_to_the_same_bytes(self):
@@ -226,7 +226,7 @@ class PrepareTest(parameterized.TestCase):
     self.assertEqual(run.returncode, 0, run.stderr)
     points = dict(line.split() for line in run.stdout.splitlines() if line[0] in 'ru')
     self.assertGreater(int(points['replace']), 10, run.stdout)
-    self.assertEqual(int(points['update']), -(-9 // stride) * stride, run.stdout)
+    self.assertEqual(int(points['update']), -(-7 // stride) * stride, run.stdout)
     whole = contents(self.workdir / 'whole' / 'prepared')
     self.assertGreater(len(whole), 9)
     self.assertGreater(len(list(self.workdir.iterdir())), 5)

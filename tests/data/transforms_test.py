@@ -3,6 +3,7 @@ import math
 import cv2
 import numpy as np
 from absl.testing import absltest, parameterized
+from PIL import Image
 
 from configs.common import get_config
 from seg_jax.data import transforms
@@ -126,6 +127,20 @@ class RandomCropTest(parameterized.TestCase):
         difference = place - result[key][2:-2, 2:-2]
         self.assertLessEqual(abs(difference).max(), 0.5 + 0.5 / 5 + 1e-6)  # the image is rounded
         self.assertLess(abs(difference.mean()), 0.1)
+
+  @parameterized.parameters(0.55, 0.65, 0.75, 0.85)
+  def test_shrinking_is_close_to_the_triangle_filter_of_pillow(self, zoom):
+    noise = np.random.default_rng(0).uniform(0, 255, (120, 160, 3)).astype(np.float32)
+    image = cv2.GaussianBlur(noise, (0, 0), 0.7).astype(np.uint8)  # a spectrum like a photograph's
+    size = round(120 * zoom), round(160 * zoom)
+    record = {'image': image, 'label': image[..., 0]}
+    result = crop(record, 0, size, zoom)['image'].astype(float)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+    aliased = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    difference = abs(result - expected).mean()
+    self.assertLess(difference, 3)
+    self.assertLess(difference, 0.8 * abs(aliased.astype(float) - expected).mean())
+    self.assertAlmostEqual(result.mean(), image.mean(), delta=0.5)
 
   def test_shrinking_averages_over_areas(self):
     record = make_record(16, 24)

@@ -75,6 +75,11 @@ def open_dataset(data_config, split: str, seed: int) -> Source:
   if known is not None and (variant := data_config.variant) not in ('', *known):
     hint = nearest(variant, known) if any(known) else '; it has only one'
     raise UserError(f"data.variant: '{name}' has no {variant!r}{hint}")
+  channels, bits = data_config.channels, data_config.bits
+  if name != 'folder' and (channels, bits) != (3, 8):
+    raise UserError(
+      f"data.channels is {channels} and data.bits {bits}; '{name}' has 3 channels of 8 bits"
+    )
   source = DATASETS[name].open_split(data_config, split, seed)
   if not len(source):
     raise UserError(f"split '{split}' of {data_config.dir or name} is empty")
@@ -83,7 +88,6 @@ def open_dataset(data_config, split: str, seed: int) -> Source:
     logging.warning('%s, %s: %d pictures, officially %d', name, split, len(source), official)
   if name != 'shapes':
     processes = max(1, data_config.num_workers)  # each of them fills a cache of its own
-    image_bytes = data_config.channels * data_config.bits // 8
-    bytes_per_pixel = image_bytes + 1 + 4 * len(data_config.extras)
+    bytes_per_pixel = channels * bits // 8 + 1 + 4 * len(data_config.extras)
     source = cached(source, data_config.cache_gib / processes, bytes_per_pixel)
   return source

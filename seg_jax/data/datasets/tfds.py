@@ -93,14 +93,14 @@ def _open_prepared(extras, builder, split: str, shards, manifest: dict) -> TfdsS
     entry['file']: (of, entry) for of, entries in manifest['splits'].items() for entry in entries
   }
   _check_files(shards, {name: entry['bytes'] for name, (_, entry) in known.items()})
-  rows, digest = [], hashlib.sha256()
+  listings = {of: read_json(place / RECORDS.format(of)) for of in manifest['splits']}
+  names, sizes, digest = [], [], hashlib.sha256()
   for shard in shards:
     of, entry = known[Path(shard.filename).name]
-    listing = read_json(place / RECORDS.format(of))
     first = entry['first'] + shard.skip
-    rows += list(zip(listing['names'], listing['sizes'], strict=True))[first : first + shard.take]
+    names += listings[of]['names'][first : first + shard.take]
+    sizes += listings[of]['sizes'][first : first + shard.take]
     digest.update(f'{entry["sha256"]} {shard.skip} {shard.take}'.encode())
-  names, sizes = zip(*rows, strict=True)
   info = manifest['info']
   info |= {'class_names': tuple(info['class_names']), 'things': tuple(info['things'])}
   info = DatasetInfo(**info | {'palette': np.array(info['palette'], np.uint8)})

@@ -282,7 +282,7 @@ class ListingTest(absltest.TestCase):
     )
     self.listing.unlink()
     self.assert_user_error(
-      lambda: base.listed(self.listing, self.root / 'i', '.jpg'), self.listing, 'cannot be read'
+      lambda: base.listed(self.listing, self.root / 'i', '.jpg'), self.listing, 'no such file'
     )
 
   def test_records_hold_the_files_of_their_stem_and_the_extras_asked_for(self):

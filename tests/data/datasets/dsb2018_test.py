@@ -30,13 +30,13 @@ class RealTest(absltest.TestCase):
     self.assertEqual(dsb2018.INFO.class_names, ('background', 'nucleus'))
     self.assertEqual(dsb2018.INFO.things, (1,))
 
-  def test_every_record_has_the_objects_of_its_masks(self):
+  def test_records_have_the_objects_of_their_masks(self):
+    """One in ten of them, for there are 4422 masks."""
     self.config.extras = ('instances',)
     source = self.open('all')
     self.assertLen(source, len([p for p in (SAMPLE / 'stage1_train').iterdir() if p.is_dir()]))
-    objects = overlaps = 0
-    for i, name in enumerate(source.names):
-      masks = sorted((SAMPLE / name).parents[1].glob('masks/*.png'))
+    for i in range(0, len(source), 10):
+      masks = sorted((SAMPLE / source.names[i]).parents[1].glob('masks/*.png'))
       masks = [np.asarray(Image.open(path)) > 0 for path in masks]
       record = source[i]
       layers = record['instances'].reshape(*record['label'].shape, -1)
@@ -46,10 +46,7 @@ class RealTest(absltest.TestCase):
       self.assertEqual(areas.tolist(), [mask.sum() for mask in masks])
       self.assertEqual(record['classes'].tolist(), [1] * len(masks))
       self.assertFalse(record['is_crowd'].any())
-      objects += len(masks)
-      overlaps += int((covered > 1).sum())
       self.assertEqual(layers.shape[2] > 1, bool((covered > 1).any()))
-    self.assertEqual(objects, len(list((SAMPLE / 'stage1_train').glob('*/masks/*.png'))))
 
   def test_pictures_lose_their_alpha(self):
     source = self.open('val')
