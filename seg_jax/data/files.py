@@ -176,7 +176,8 @@ def to_classes(raw: np.ndarray, label_map: LabelMap, place: str) -> np.ndarray:
       f'{place}: {describe(raw[unknown])} not known; expected {_listing(label_map.classes)}'
       f'{_counted_from_1(raw[unknown], label_map.classes)}'
     )
-  if label_map.ignore_is_assumed and (label == IGNORE).any() and np.isin(label, (0, IGNORE)).all():
+  ignored = label == IGNORE
+  if label_map.ignore_is_assumed and ignored.any() and (ignored | (label == 0)).all():
     raise UserError(
       f'{place}: a mask of the values 0 and 255 only; is 255 a class or to be ignored? Say so in'
       " classes.txt: either a value for each class ('NAME, 0' and 'NAME, 255'), or one more line"

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -47,7 +47,7 @@ def train_batches(
     return _example(index, record, data_config.max_instances)
 
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(example)
-  dataset = dataset.batch(data_config.batch_size, drop_remainder=True)[start_step:]
+  dataset = dataset.batch(data_config.batch_size, drop_remainder=True, batch_fn=_stack)[start_step:]
   dataset = dataset.to_iter_dataset(_read_options(data_config.num_threads))
   if data_config.num_workers:
     if not flags.FLAGS.is_parsed():
@@ -108,7 +108,7 @@ def eval_batches(
     filler = {key: np.zeros_like(array) for key, array in examples[0].items()}  # valid: False
     filler |= {'label': np.full_like(filler['label'], IGNORE), 'index': np.int32(-1)}
     examples += [filler] * (batch_size - len(indices))
-    return {key: np.stack([example[key] for example in examples]) for key in filler}
+    return _stack(examples)
 
   return EvalBatches(grain.MapDataset.source(plan).map(load), num_threads)
 
@@ -117,11 +117,16 @@ def _example(index: int, record: transforms.Record, max_instances: int) -> Batch
   if 'instances' in record:
     objects = instances.padded(record, max_instances)
     record = {key: array for key, array in record.items() if key != 'instances'} | objects
+  return {**record, 'valid': np.True_, 'index': np.int32(index)}
+
+
+def _stack(examples: Sequence[Batch]) -> Batch:
+  """A batch; labels are uint8 up to here, for speed."""
   return {
-    **record,
-    'label': record['label'].astype(np.int32),
-    'valid': np.True_,
-    'index': np.int32(index),
+    key: np.stack(
+      [example[key] for example in examples], dtype=np.int32 if key == 'label' else None
+    )
+    for key in examples[0]
   }
 
 

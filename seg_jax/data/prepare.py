@@ -47,6 +47,11 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
   """
   data_config = ml_collections.ConfigDict(config.data)
   data_config.cache_gib = 0.0  # everything is read once
+  if (data_config.channels, data_config.bits) != (3, 8):
+    raise UserError(
+      f'data.channels is {data_config.channels} and data.bits {data_config.bits}; only pictures of'
+      ' 3 channels of 8 bits can be prepared'
+    )
   folder = Path(workdir) / 'prepared'
   splits = dict.fromkeys([config.train.split, *settings.eval_splits(config)])
   for split in splits:
@@ -65,7 +70,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def _prepare(folder: Path, data_config, sources: dict[str, Source], serialise) -> None:
-  for leftover in folder.glob('.*'):  # of a run that was killed
+  for leftover in folder.glob('.*.[0-9]*'):  # of a run that was killed
     leftover.unlink()
   with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
     manifest = _manifest(folder, data_config, sources, serialise, pool)

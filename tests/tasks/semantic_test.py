@@ -112,6 +112,17 @@ class SemanticTaskTest(parameterized.TestCase):
     np.testing.assert_array_equal(predictions['label'][:, :, :14], 0)
     np.testing.assert_array_equal(predictions['label'][:, :, 20:], 3)
 
+  def test_16_bits_of_any_number_of_bands_are_the_same_as_8(self):
+    """65535 = 257 * 255, so a value of 8 bits times 257 is the same part of the whole range."""
+    config = unet.get_config()
+    config.data.update({'channels': 5, 'bits': 16, 'mean': (0.0,) * 5, 'std': (1.0,) * 5})
+    task = dataclasses.replace(build_task(config, INFO), model=RedIsTheClass())
+    image = np.random.default_rng(0).integers(0, CLASSES, (2, 9, 8, 5), np.uint16)
+    label = task.predict({'params': {}}, {'image': jnp.asarray(image * np.uint16(257))})['label']
+    np.testing.assert_array_equal(label, image[..., 0])
+    shape = task.example(2, (9, 8))['image']
+    self.assertEqual((shape.shape, shape.dtype), ((2, 9, 8, 5), np.uint16))
+
   def test_the_cross_entropy_is_that_of_all_labelled_pixels(self):
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(3, 4, 5, CLASSES)).astype(np.float32)

@@ -85,11 +85,8 @@ def open_split(data_config, split: str, seed: int) -> FileSource:
   """`split` is a file in `splits/`, a folder in `images/`, a COCO file, or else train or val."""
   del seed
   root = dataset_dir(data_config)
-  mmseg = (root / 'img_dir').is_dir()
-  folder, masks = (
-    root / ('img_dir' if mmseg else 'images'),
-    root / ('ann_dir' if mmseg else 'masks'),
-  )
+  names = ('img_dir', 'ann_dir') if (root / 'img_dir').is_dir() else ('images', 'masks')
+  folder, masks = (root / name for name in names)
   images = files.files_by_stem(folder)
   arguments = {'root': root, 'extras': data_config.extras, **bands.readers(data_config)}
   if masks.is_dir():
@@ -111,9 +108,8 @@ def _first_masks(folder: Path, images: Pictures, count: int = 5) -> Iterator[np.
     try:
       yield files.read_mask(path)
     except UserError as error:
-      raise UserError(
-        f'{error}{swapped(path, images[stem])}' if stem in images else error
-      ) from error
+      hint = swapped(path, images[stem]) if stem in images else ''
+      raise UserError(f'{error}{hint}') from error
 
 
 def _drawn(
@@ -158,18 +154,19 @@ def _coco_splits(
       f'{root}: has no {masks.name}/; expected that, or annotations.json or annotations/train.json,'
       " ... of COCO's form, or LabelMe's files beside the pictures"
     )
+  info = _coco_info(root, paths)
   by_split = {path.stem.removeprefix('instances_'): path for path in paths}
   check_split(split, list(by_split))
   if (root / 'splits').is_dir():
     raise UserError(f'{root / "splits"}: expected none, as annotations/*.json are the splits')
-  return _coco_info(root, paths), annotations.coco_items(by_split[split], images, split)
+  return info, annotations.coco_items(by_split[split], images, split)
 
 
 def _coco_info(root: Path, paths: Sequence[Path]) -> DatasetInfo:
   """Of `classes.txt`, or else of the categories, which all files have to share."""
+  first, *others = (annotations.coco_categories(path) for path in paths)
   if (root / 'classes.txt').exists():
     return _named_classes(root)
-  first, *others = (annotations.coco_categories(path) for path in paths)
   for path, categories in zip(paths[1:], others, strict=True):
     if categories != first:
       raise UserError(f"{path}: other 'categories' than {paths[0]}; expected the same")

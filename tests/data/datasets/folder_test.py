@@ -1,4 +1,5 @@
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,11 @@ class ClassesTest(FolderTest):
     self.assertEqual(info.palette.tolist(), [[128, 64, 128], [1, 2, 3]])
     self.assertEqual(info.palette.dtype, np.uint8)
 
+  def test_labelmes_own_list_is_read(self):
+    info, label_map = self.read('__ignore__\n_background_\ncar')
+    self.assertEqual(info.class_names, ('_background_', 'car'))
+    self.assertEqual(label_map.classes, {255: 255, 0: 0, 1: 1})
+
   @parameterized.parameters(
     ('a, 0\nb', 'line 2', "'NAME'", "expected 'NAME, VALUE'"),
     ('a\n\nb, 1', 'line 3', "'NAME, VALUE'", "expected 'NAME'"),
@@ -138,6 +144,139 @@ class RecordsTest(FolderTest):
       label = source[i]['label']
       mask = root / 'SegmentationClass' / Path(source.names[i]).with_suffix('.png').name
       np.testing.assert_array_equal(colours[label], np.asarray(Image.open(mask).convert('RGB')))
+
+
+class SuspicionTest(FolderTest):
+  """What is told besides the plain error about a mask, and what helps then."""
+
+  def open_with(self, classes, mask, image=None):
+    self.write(classes, [('x', mask)], {'train': 'x'})
+    if image is not None:
+      Image.fromarray(image).save(self.root / 'images/x.png')
+    return self.open()
+
+  def fails(self, classes, mask, *says, image=None):
+    source = self.open_with(classes, mask, image)
+    self.assert_user_error(lambda: source[0], self.root / 'masks/x.png', *says)
+
+  def photograph(self, *shape):
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+  def test_pictures_and_masks_are_swapped(self):
+    flat = np.zeros((40, 60), np.uint8)
+    self.fails('a\nb', self.photograph(40, 60, 3), 'are pictures and masks swapped?', image=flat)
+    self.fails('a\nb', self.photograph(40, 60), 'are pictures and masks swapped?', image=flat)
+
+  def test_pictures_and_jpeg_masks_are_swapped_also_without_classes(self):
+    self.write(None, [('x', np.zeros((40, 60), np.uint8))])
+    (self.root / 'masks/x.png').rename(self.root / 'images/x.png')
+    Image.fromarray(self.photograph(40, 60, 3)).save(self.root / 'masks/x.jpg')
+    says = self.root / 'masks/x.jpg', 'are pictures and masks swapped?'
+    self.assert_user_error(self.open, *says)
+    self.write('a\nb', splits={'train': 'x'})
+    self.assert_user_error(lambda: self.open()[0], *says)
+
+  def test_a_palette_that_became_rgb(self):
+    label = np.array([[0, 1, 2, 255], [0, 0, 1, 1]], np.uint8)
+    picture = Image.fromarray(label)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[1, 2, 255]] = (128, 0, 0), (0, 128, 0), (224, 224, 192)  # as VOC's
+    picture.putpalette(palette.tobytes())
+    mask, image = np.asarray(picture.convert('RGB')), np.zeros((2, 4, 3), np.uint8)
+    lines = ['sky, 0, 0, 0', 'road, 128, 0, 0', 'car, 0, 128, 0', 'ignore, 224, 224, 192']
+    self.fails('sky\nroad\ncar', mask, 'VOC palette for 0, 1, 2, 255', *lines, image=image)
+    source = self.open_with('\n'.join(lines), mask, image)
+    np.testing.assert_array_equal(source[0]['label'], label)
+    mask = np.where(mask == 128, np.uint8(127), mask)
+    with self.assertRaises(UserError) as caught:
+      self.open_with('sky\nroad\ncar', mask, image)[0]
+    self.assertNotIn('VOC', str(caught.exception))
+
+  @parameterized.parameters(
+    ('a\nb', [1, 2, 1, 2], 'counted from 1?', ['a, 1', 'b, 2'], [0, 1, 0, 1]),
+    ('a\nb', [0, 2, 1, 2], 'count from 1', ['a, 1', 'b, 2', 'ignore, 0'], [255, 1, 0, 1]),
+    ('a\nb\nc', [255, 3, 1, 1], 'count from 1', ['a, 1', 'b, 2', 'c, 3'], None),
+    ('a\nb', [0, 257, 0, 0], 'times 257', ['a, 0', 'b, 257', 'ignore, 65535'], [0, 1, 0, 0]),
+    ('a\nb', [0, 256, 0, 0], 'times 256', ['a, 0', 'b, 256'], [0, 1, 0, 0]),
+    ('a\nb', [255, 0, 1, 254], 'reduce_zero_label', ['ignore, 254', 'ignore, 255'], None),
+    ('a\nb', [0, 1001, 0, 1002], 'instance ids', [], None),
+  )
+  def test_other_values_are_explained_with_the_lines_that_help(
+    self, classes, values, remark, lines, label
+  ):
+    mask = np.array([values], np.uint16 if max(values) > 255 else np.uint8)
+    self.fails(classes, mask, remark, *(f"'{line}'" for line in lines), image=mask)
+    if label:
+      np.testing.assert_array_equal(
+        self.open_with('\n'.join(lines), mask, mask)[0]['label'], [label]
+      )
+
+  def test_many_values_are_taken_for_the_numbers_of_objects(self):
+    mask = np.arange(24, dtype=np.uint16).reshape(4, 6)
+    self.fails('a\nb', mask, '24 values for 2 classes', 'instance ids')
+
+  def test_16_bits_are_read_if_they_hold_classes(self):
+    mask = np.full((4, 6), 1, np.uint16)
+    np.testing.assert_array_equal(self.open_with('a\nb', mask)[0]['label'], mask)
+
+  def test_an_error_of_no_known_cause_has_no_hint(self):
+    source = self.open_with('a, 0\nb, 9', np.full((4, 6), 5, np.uint8))
+    with self.assertRaises(UserError) as caught:
+      source[0]
+    self.assertEndsWith(str(caught.exception), 'expected 0 or 9')
+
+
+class NamesTest(FolderTest):
+  def pair(self, image, mask):
+    self.write('a\nb', ['x'])
+    for kind, name in (('images', image), ('masks', mask)):
+      (self.root / kind / 'x.png').rename(self.root / kind / name)
+
+  @parameterized.parameters(
+    ('Käse im Glas.png', 'Käse im Glas.png'),
+    ('Ka\u0308se.png', 'K\u00e4se.png'),  # macOS takes umlauts apart
+    ('K\u00e4se.PNG', 'Ka\u0308se.Png'),
+    ('a.b #1.png', 'a.b #1.PNG'),
+  )
+  def test_names_are_paired_whatever_their_script_and_the_case_of_the_suffix(self, image, mask):
+    self.pair(image, mask)
+    stem = image[:-4]
+    for written in (stem, unicodedata.normalize('NFC', stem), unicodedata.normalize('NFD', stem)):
+      self.write(splits={'train': written})
+      self.assertLen(self.open(), 1)
+      self.assertEqual(self.open()[0]['label'].shape, (4, 6))
+
+  def test_the_case_of_a_stem_matters(self):
+    self.pair('Beach.png', 'beach.png')
+    self.write(splits={'train': 'Beach'})
+    self.assert_user_error(self.open, self.root / 'images/Beach.png', 'masks/Beach.png')
+
+
+class SplitFoldersTest(FolderTest):
+  @parameterized.parameters(('images', 'masks'), ('img_dir', 'ann_dir'))
+  def test_folders_called_as_splits_are_the_splits(self, images, masks):
+    self.write('a\nb', ['train/x', 'train/y', 'val/deep/x'])
+    (self.root / 'images').rename(self.root / images)
+    (self.root / 'masks').rename(self.root / masks)
+    self.assertEqual(self.open('train').names, [f'{images}/train/x.png', f'{images}/train/y.png'])
+    self.assertEqual(self.open('val').names, [f'{images}/val/deep/x.png'])
+    self.assertEqual(self.open('val')[0]['label'].shape, (4, 6))
+    self.assert_user_error(lambda: self.open('test'), "'test'", 'train, val')
+    self.write(splits={'mine': 'val/deep/x'})
+    self.assertEqual(self.open('mine').names, [f'{images}/val/deep/x.png'])
+    self.assert_user_error(lambda: self.open('train'), "'train'", 'mine')
+
+  @parameterized.parameters('z', 'other/z')
+  def test_other_pictures_beside_them_are_split_by_hash(self, other):
+    self.write('a\nb', ['train/x', 'val/x', other])
+    self.assertLen([*self.open('train').names, *self.open('val').names], 3)
+    self.assert_user_error(lambda: self.open('test'), 'train, val')
+
+  def test_a_missing_mask_is_named_with_its_folder(self):
+    self.write('a\nb', ['train/x', 'val/x'])
+    (self.root / 'masks/val/x.png').unlink()
+    self.assertLen(self.open('train'), 1)
+    self.assert_user_error(lambda: self.open('val'), self.root / 'masks/val/x.png')
 
 
 class SplitsTest(FolderTest):
