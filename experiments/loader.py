@@ -39,7 +39,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from configs.common import get_config
 from seg_jax.data import files, pipeline
 from seg_jax.data.datasets import open_dataset
-from seg_jax.data.datasets.base import CachedSource
+from seg_jax.data.datasets.sources import CachedSource
 from seg_jax.ops.colour import photometric
 
 _CAMVID = flags.DEFINE_string('camvid', None, 'CamVid: train, trainannot, ...', required=True)
@@ -178,16 +178,21 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def torch_batches(paths, kind: dict, lean: bool, workers: int):
   dataset = TorchDataset(paths, kind, lean)
-  options = {'multiprocessing_context': 'spawn', 'persistent_workers': True} if workers else {}
   loader = torch.utils.data.DataLoader(
-    dataset, kind['batch'], shuffle=True, num_workers=workers, drop_last=True, **options
+    dataset,
+    kind['batch'],
+    shuffle=True,
+    num_workers=workers,
+    drop_last=True,
+    multiprocessing_context='fork' if workers else None,  # the quickest to start
+    persistent_workers=workers > 0,
   )
   while True:
     yield from loader
 
 
 def measure(batches, kind: dict, buffered: int) -> dict:
-  """Images a second in steady state.
+  """Images a second in steady state, and a digest of the first batches.
 
   Threads and processes deliver in bursts of one batch each, so batches are counted by fours.
   `buffered` batches and four more go by before the clock starts.
@@ -195,8 +200,12 @@ def measure(batches, kind: dict, buffered: int) -> dict:
   start = time.perf_counter()
   next(batches)
   first = time.perf_counter() - start
-  for _ in range(buffered + 3):
-    next(batches)
+  total = hashlib.sha256()
+  for i in range(buffered + CHECKED):
+    batch = next(batches)
+    if i < CHECKED:
+      for array in batch.values() if isinstance(batch, dict) else batch:
+        total.update(np.ascontiguousarray(array))
   rates = []
   for _ in range(_REPEATS.value):
     count, start = 0, time.perf_counter()
@@ -204,8 +213,12 @@ def measure(batches, kind: dict, buffered: int) -> dict:
       next(batches)
       count += 1
     rates.append(count * kind['batch'] / spent)
-  rate = statistics.median(rates)
-  return {'images_per_second': rate, 'repeats': rates, 'first_batch_seconds': first}
+  return {
+    'images_per_second': statistics.median(rates),
+    'repeats': rates,
+    'first_batch_seconds': first,
+    'digest': total.hexdigest(),
+  }
 
 
 def measure_ours(data, source, kind: dict) -> list[dict]:
@@ -219,23 +232,13 @@ def measure_ours(data, source, kind: dict) -> list[dict]:
       data.num_threads, data.num_workers = threads, workers
       batches = pipeline.train_batches(Repeated(used, kind['length']), data, seed=0)
       with contextlib.closing(batches):
-        digests.add(digest(batches))
         result = measure(batches, kind, buffered=(threads + 1) * max(workers, 1))
+      digests.add(result['digest'])
       results.append({'system': system, 'threads': threads, 'workers': workers, **result})
       report(results[-1])
   if len(digests) > 1:
     raise RuntimeError(f'{source!r}: the pictures depend on threads or workers')
   return results
-
-
-def digest(batches) -> str:
-  """Of the pictures, labels and records of the first batches."""
-  total = hashlib.sha256()
-  for _ in range(CHECKED):
-    batch = next(batches)
-    for key in ('image', 'label', 'index'):
-      total.update(np.ascontiguousarray(batch[key]))
-  return total.hexdigest()
 
 
 def measure_torch(source, kind: dict) -> list[dict]:
@@ -252,6 +255,28 @@ def measure_torch(source, kind: dict) -> list[dict]:
   return results
 
 
+def measure_kinds(folders: dict[str, Path]) -> dict:
+  """`KINDS` with results; PyTorch first, whose workers are forked and want no other threads."""
+  configs, sources, results = {}, {}, {}
+  for name, kind in KINDS.items():
+    configs[name] = data = get_config(name).data
+    data.update({'dir': str(folders[name]), 'cache_gib': 0.0, 'batch_size': kind['batch']})
+    data.update({'crop_size': kind['crop'], 'scale_range': kind['scale'], 'flip': True})
+    sources[name] = open_dataset(data, kind['split'], 0)
+    print(kind['title'], flush=True)
+    results[name] = measure_torch(sources[name], kind)
+  kinds = {}
+  for name, kind in KINDS.items():
+    print(kind['title'], flush=True)
+    results[name] += measure_ours(configs[name], sources[name], kind)
+    kinds[name] = kind | {
+      'images': len(sources[name]),
+      'device_ms': device_milliseconds(kind),
+      'results': results[name],
+    }
+  return kinds
+
+
 def device_milliseconds(kind: dict) -> float:
   """What our change of colour and normalisation takes an image, with these cores as the device."""
 
@@ -261,12 +286,13 @@ def device_milliseconds(kind: dict) -> float:
     mean, std = (jnp.asarray(v).reshape(1, 1, 1, 3) for v in (MEAN, STD))
     return (images / 255 - mean) / std
 
-  images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (8, *kind['crop'], 3), np.uint8))
+  images = np.random.default_rng(0).integers(0, 256, (8, *kind['crop'], 3), np.uint8)
   times = []
-  for i in range(12):
-    start = time.perf_counter()
-    change(jax.random.key(i), images).block_until_ready()
-    times.append(time.perf_counter() - start)
+  with jax.default_device(jax.devices('cpu')[0]):
+    for i in range(12):
+      start = time.perf_counter()
+      change(jax.random.key(i), images).block_until_ready()
+      times.append(time.perf_counter() - start)
   return 1000 * statistics.median(times[2:]) / len(images)
 
 
@@ -412,25 +438,13 @@ def main(argv):
   logging.set_verbosity(logging.ERROR)
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  kinds = {}
   with tempfile.TemporaryDirectory() as scratch:
     folders = {
       'camvid': png_copy(Path(_CAMVID.value), Path(scratch) / 'camvid'),
       'voc2012': Path(_VOC.value),
       'folder': large_copy(Path(_PHOTOS.value), Path(_PHOTO_MASKS.value), Path(scratch) / 'large'),
     }
-    for name, kind in KINDS.items():
-      print(kind['title'], flush=True)
-      data = get_config(name).data
-      data.update({'dir': str(folders[name]), 'cache_gib': 0.0, 'batch_size': kind['batch']})
-      data.update({'crop_size': kind['crop'], 'scale_range': kind['scale'], 'flip': True})
-      source = open_dataset(data, kind['split'], 0)
-      results = measure_torch(source, kind) + measure_ours(data, source, kind)
-      kinds[name] = kind | {
-        'images': len(source),
-        'device_ms': device_milliseconds(kind),
-        'results': results,
-      }
+    kinds = measure_kinds(folders)
   result = {
     'machine': machine(),
     'seconds': _SECONDS.value,

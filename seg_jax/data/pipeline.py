@@ -23,7 +23,7 @@ from absl import flags
 
 from seg_jax import IGNORE
 from seg_jax.data import instances, transforms
-from seg_jax.data.datasets.base import Source
+from seg_jax.data.datasets.sources import Source
 
 Batch = dict[str, np.ndarray]
 

@@ -30,7 +30,8 @@ from tqdm import tqdm
 from seg_jax import atomic, settings
 from seg_jax.data import files
 from seg_jax.data.datasets import open_dataset
-from seg_jax.data.datasets.base import DatasetInfo, Source
+from seg_jax.data.datasets.base import DatasetInfo
+from seg_jax.data.datasets.sources import Source
 from seg_jax.data.datasets.tfds import MANIFEST, RECORDS, read_json
 from seg_jax.errors import RunError, UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from seg_jax import atomic, pictures, settings
 from seg_jax.data.datasets import open_dataset
-from seg_jax.data.datasets.base import Source
+from seg_jax.data.datasets.sources import Source
 from seg_jax.errors import UserError
 from seg_jax.inspection import suspicions, text
 from seg_jax.inspection.examine import examine, histogram, in_threads

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from seg_jax import IGNORE, losses
 from seg_jax.data import files
-from seg_jax.data.datasets.base import Source
+from seg_jax.data.datasets.sources import Source
 from seg_jax.errors import UserError
 from seg_jax.inspection import suspicions
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from seg_jax import IGNORE, pictures
 from seg_jax.data import transforms
-from seg_jax.data.datasets.base import Source
+from seg_jax.data.datasets.sources import Source
 from seg_jax.ops.colour import photometric
 
 

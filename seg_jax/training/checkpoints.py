@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers as policies
 
 from seg_jax import errors, settings
-from seg_jax.data.datasets.base import DatasetInfo, Source
+from seg_jax.data.datasets.base import DatasetInfo
+from seg_jax.data.datasets.sources import Source
 from seg_jax.tasks import build_task
 from seg_jax.training.mesh import placed, replicated
 from seg_jax.training.optimizer import make_optimizer, make_schedule

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from seg_jax import atomic, pictures, settings
 from seg_jax.data import pipeline
 from seg_jax.data.datasets import open_dataset
-from seg_jax.data.datasets.base import Source
+from seg_jax.data.datasets.sources import Source
 from seg_jax.tasks import build_task
 from seg_jax.training.checkpoints import load_variables
 from seg_jax.training.mesh import make_mesh, shard_batch

@@ -1,4 +1,5 @@
 import pickle
+import struct
 import subprocess
 import sys
 import tempfile
@@ -298,6 +299,21 @@ class BombTest(FilesTest):
     self.assertEqual(right, ['True'] * 2 * len(paths), told.stderr)
     self.assertLess(int(memory), 100)  # MiB
 
+  @parameterized.product(quality=(40, 95), subsampling=(0, 1, 2), progressive=(False, True))
+  def test_any_jpeg_is_what_pillow_makes_of_it(self, quality, subsampling, progressive):
+    smooth = cv2.resize(PICTURE[:4, :5], (53, 41), interpolation=cv2.INTER_CUBIC)
+    options = {'quality': quality, 'subsampling': subsampling, 'progressive': progressive}
+    path = self.save(smooth, 'a.jpg', **options)
+    np.testing.assert_array_equal(files.read_image(path), Image.open(path))
+
+  def test_a_jpeg_with_foreign_bytes_inside_is_read_as_pillow_does(self):
+    """Such as cameras write them: libjpeg warns of it, and goes on."""
+    smooth = cv2.resize(PICTURE[:4, :5], (50, 40), interpolation=cv2.INTER_CUBIC)
+    path = self.save(smooth, 'a.jpg')
+    expected = np.asarray(Image.open(path))
+    path.write_bytes(path.read_bytes().replace(b'\xff\xc4', b'\x00\x00\xff\xc4', 1))
+    np.testing.assert_array_equal(files.read_image(path), expected)
+
 
 class DamagedFileTest(FilesTest):
   @parameterized.product(
@@ -321,6 +337,7 @@ class DamagedFileTest(FilesTest):
     ('rgb.png', PICTURE, files.read_image),
     ('grey.png', GREY, files.read_image),
     ('mask.png', GREY // 128, files.read_mask),
+    ('colours.png', PICTURE, files.read_mask),
   )
   def test_a_changed_byte_in_a_png_never_changes_a_pixel_unnoticed(self, name, pixels, read):
     path = self.save(pixels, name)
@@ -391,6 +408,26 @@ class ReadLabelTest(FilesTest):
     path = self.save(palette_image(indices, colours), 'a.png')
     label = files.read_label(path, files.LabelMap({0: 0, 1: 1, 2: 2}))
     np.testing.assert_array_equal(label, indices)
+
+  @parameterized.product(bits=(2, 4, 8), transparency=(None, 1))
+  def test_indices_of_a_palette_of_any_depth_with_or_without_transparency(self, bits, transparency):
+    options = {} if transparency is None else {'transparency': transparency}
+    path = self.save(palette_image(GREY % 3, PICTURE[0]), 'a.png', bits=bits, **options)
+    np.testing.assert_array_equal(files.read_mask(path), GREY % 3)
+
+  def test_few_bits_of_grey_are_read_as_any_viewer_shows_them(self):
+    path = self.folder / 'a.png'
+    rows = np.packbits(np.array([[0, 0, 0, 1, 1, 0, 1, 1]], np.uint8))  # 0, 1, 2, 3 of two bits
+    header = struct.pack('>IIBBBBB', 4, 1, 2, 0, 0, 0, 0)
+    chunks = ((b'IHDR', header), (b'IDAT', zlib.compress(b'\0' + rows.tobytes())), (b'IEND', b''))
+    path.write_bytes(
+      b'\x89PNG\r\n\x1a\n'
+      + b''.join(
+        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        for kind, data in chunks
+      )
+    )
+    np.testing.assert_array_equal(files.read_mask(path), [[0, 85, 170, 255]])
 
   def test_one_bit_is_0_and_255(self):
     path = self.save(GREY > 99, 'a.png')

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from seg_jax.data import files, instances, transforms
-from seg_jax.data.datasets import base
+from seg_jax.data.datasets import base, sources
 
 MEAN = (0.485, 0.456, 0.406)
 
@@ -247,7 +247,7 @@ class TransformsTest(parameterized.TestCase):
     masks = random_masks(np.random.default_rng(1), 7, (20, 24))
     for name in ('image.png', 'label.png'):
       Image.fromarray(np.zeros((20, 24), np.uint8)).save(folder / name)
-    source = base.FileSource(
+    source = sources.FileSource(
       base.DatasetInfo('two', ('a', 'b'), np.zeros((2, 3), np.uint8)),
       [{'image': folder / 'image.png', 'label': folder / 'label.png', 'instances': masks}],
       files.LabelMap({0: 0}),

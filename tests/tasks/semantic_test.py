@@ -123,6 +123,27 @@ class SemanticTaskTest(parameterized.TestCase):
     shape = task.example(2, (9, 8))['image']
     self.assertEqual((shape.shape, shape.dtype), ((2, 9, 8, 5), np.uint16))
 
+  def test_colours_change_in_training_alone_and_by_its_key(self):
+    seen = []
+
+    class Witness(nn.Module):
+      def __call__(self, images, train=False):
+        seen.append(np.asarray(images))
+        return {'logits': jnp.zeros((*images.shape[:3], CLASSES))}
+
+    task = dataclasses.replace(known_task(), model=Witness(), photometric=0.5)
+    image = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 9, 8, 3), np.uint8), 2, 0)
+    batch = {'image': jnp.asarray(image), 'label': jnp.zeros((2, 9, 8), jnp.int32)}
+    for seed, train in ((0, False), (0, True), (0, True), (1, True)):
+      task.loss({'params': {}}, batch, jax.random.key(seed), train)
+    judged, trained, again, other = seen
+    np.testing.assert_allclose(judged, image / np.float32(255), atol=1e-6)
+    np.testing.assert_array_equal(trained, again)
+    for pictures in ((trained, judged), (trained, other), trained):
+      self.assertGreater(abs(pictures[0] - pictures[1]).mean(), 0.01)
+    self.assertBetween(trained.min(), 0, trained.max())
+    self.assertLessEqual(trained.max(), 1)
+
   def test_the_cross_entropy_is_that_of_all_labelled_pixels(self):
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(3, 4, 5, CLASSES)).astype(np.float32)

@@ -23,7 +23,8 @@ from seg_jax.data.datasets import (
   tfds,
   voc2012,
 )
-from seg_jax.data.datasets.base import Source, cached, is_there
+from seg_jax.data.datasets.base import is_there
+from seg_jax.data.datasets.sources import Source, cached
 from seg_jax.errors import UserError, nearest
 
 DATASETS = {

@@ -18,11 +18,11 @@ import numpy as np
 from seg_jax import IGNORE
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_split,
   dataset_dir,
   make_records,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.files import LabelMap, files_by_stem
 
 # fmt: off

@@ -32,13 +32,13 @@ from seg_jax import IGNORE
 from seg_jax.data import files, instances
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_present,
   check_split,
   choose_variant,
   dataset_dir,
   lines,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.errors import UserError
 
 # fmt: off

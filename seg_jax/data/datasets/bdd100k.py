@@ -27,11 +27,11 @@ from seg_jax.data import files, instances
 from seg_jax.data.datasets import cityscapes
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_split,
   dataset_dir,
   make_records,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.errors import UserError
 
 INFO = DatasetInfo(

@@ -34,13 +34,13 @@ import numpy as np
 from seg_jax import IGNORE
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_split,
   choose_variant,
   dataset_dir,
   lines,
   make_records,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.files import LabelMap, files_by_stem, read_mask
 from seg_jax.errors import UserError
 

@@ -21,11 +21,11 @@ from seg_jax import IGNORE
 from seg_jax.data import files, instances
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_split,
   dataset_dir,
   make_records,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.errors import UserError
 
 # The 19 classes that are evaluated, in the order of their train ids: labelIds' value, colour.

@@ -31,12 +31,12 @@ from seg_jax.data import files, instances
 from seg_jax.data.annotations import check_size, get
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_present,
   check_split,
   choose_variant,
   dataset_dir,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.polygons import segmentation_mask
 from seg_jax.errors import UserError
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from seg_jax import IGNORE
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_present,
   check_split,
   dataset_dir,
@@ -28,6 +27,7 @@ from seg_jax.data.datasets.base import (
   voc_colormap,
 )
 from seg_jax.data.datasets.coco import NUM_IMAGES, THINGS, images_dir
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.files import LabelMap, files_by_stem
 from seg_jax.errors import UserError
 

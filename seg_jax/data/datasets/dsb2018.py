@@ -19,12 +19,12 @@ import numpy as np
 from seg_jax.data import instances
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_present,
   check_split,
   dataset_dir,
   hashed_split,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.files import LabelMap, pictures_below, read_mask
 from seg_jax.errors import UserError
 

@@ -50,7 +50,6 @@ from seg_jax import IGNORE
 from seg_jax.data import annotations, bands, files, labelme
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_split,
   dataset_dir,
   hashed_split,
@@ -59,6 +58,7 @@ from seg_jax.data.datasets.base import (
   voc_colormap,
 )
 from seg_jax.data.datasets.classes import MAX_CLASSES, read_classes, suspicion, swapped
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.errors import UserError
 
 INFOS = {}  # what it holds is known from its own files alone

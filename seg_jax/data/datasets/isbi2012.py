@@ -20,11 +20,11 @@ import numpy as np
 
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_present,
   check_split,
   dataset_dir,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.files import LabelMap, Page, num_pages
 from seg_jax.errors import UserError
 

@@ -30,12 +30,12 @@ from seg_jax import IGNORE
 from seg_jax.data import files, instances
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_split,
   choose_variant,
   dataset_dir,
   make_records,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.errors import UserError
 
 _THING, _STUFF, _VOID = 't', 's', 'v'  # has instances; has none; is not evaluated

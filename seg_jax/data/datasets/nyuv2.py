@@ -28,8 +28,6 @@ from seg_jax import IGNORE
 from seg_jax.data import files
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
-  Source,
   check_extras,
   check_split,
   choose_variant,
@@ -37,6 +35,7 @@ from seg_jax.data.datasets.base import (
   make_records,
   voc_colormap,
 )
+from seg_jax.data.datasets.sources import FileSource, Source
 from seg_jax.errors import UserError
 
 # fmt: off

@@ -20,7 +20,6 @@ import numpy as np
 from seg_jax import IGNORE
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_present,
   check_split,
   choose_variant,
@@ -28,6 +27,7 @@ from seg_jax.data.datasets.base import (
   hashed_split,
   lines,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.files import LabelMap
 
 # name, value in the trimaps, colour (there are no official ones)

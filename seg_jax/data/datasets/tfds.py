@@ -26,7 +26,12 @@ import numpy as np
 from seg_jax import IGNORE
 from seg_jax.data import files, instances
 from seg_jax.data.datasets import cityscapes, folder, oxford_pets
-from seg_jax.data.datasets.base import DatasetInfo, FileSource, dataset_dir, voc_colormap
+from seg_jax.data.datasets.base import (
+  DatasetInfo,
+  dataset_dir,
+  voc_colormap,
+)
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.errors import UserError
 
 PICTURES = ('image', 'image_left')

@@ -23,7 +23,6 @@ from seg_jax import IGNORE
 from seg_jax.data import files, instances
 from seg_jax.data.datasets.base import (
   DatasetInfo,
-  FileSource,
   check_present,
   check_split,
   dataset_dir,
@@ -32,6 +31,7 @@ from seg_jax.data.datasets.base import (
   make_records,
   voc_colormap,
 )
+from seg_jax.data.datasets.sources import FileSource
 from seg_jax.errors import UserError
 
 # fmt: off

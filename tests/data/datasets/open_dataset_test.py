@@ -9,7 +9,7 @@ from PIL import Image
 
 from configs.common import get_config
 from seg_jax.data.datasets import DATASETS, camvid, open_dataset, recognise, shapes
-from seg_jax.data.datasets.base import CachedSource, FileSource
+from seg_jax.data.datasets.sources import CachedSource, FileSource
 from seg_jax.errors import UserError
 
 
