@@ -7,7 +7,7 @@ python main.py --config=configs/unet.py:camvid --mode=predict photo.jpg
 from pathlib import Path
 
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from seg_jax import runtime, settings
@@ -64,5 +64,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  logging.set_verbosity(logging.WARNING)
+  runtime.plain_warnings()
   app.run(runtime.exits(main), flags_parser=runtime.parse_flags)

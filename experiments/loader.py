@@ -14,6 +14,7 @@ Writes `loader.json`, `loader.png` and `README.md` into `--out`. Nothing else sh
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import math
 import os
@@ -25,12 +26,9 @@ import time
 from pathlib import Path
 
 import cv2
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL
-import tensorstore
 import torch
 from absl import app, flags, logging
 from matplotlib.figure import Figure
@@ -102,7 +100,7 @@ RECIPES = {
   ),
   'lean': (
     'the same without ColorJitter, ConvertImageDtype and Normalize, as if these were on the device'
-    ' too; hands out uint8 pictures and uint8 labels: the same work on the host as ours.'
+    " too; hands out uint8 pictures and uint8 labels: what ours does, but for the labels' type."
   ),
 }
 
@@ -204,8 +202,8 @@ def measure(batches, kind: dict, buffered: int) -> dict:
   for i in range(buffered + CHECKED):
     batch = next(batches)
     if i < CHECKED:
-      for array in batch.values() if isinstance(batch, dict) else batch:
-        total.update(np.ascontiguousarray(array))
+      for name in sorted(batch) if isinstance(batch, dict) else range(len(batch)):
+        total.update(np.ascontiguousarray(batch[name]))
   rates = []
   for _ in range(_REPEATS.value):
     count, start = 0, time.perf_counter()
@@ -233,7 +231,7 @@ def measure_ours(data, source, kind: dict) -> list[dict]:
       batches = pipeline.train_batches(Repeated(used, kind['length']), data, seed=0)
       with contextlib.closing(batches):
         result = measure(batches, kind, buffered=(threads + 1) * max(workers, 1))
-      digests.add(result['digest'])
+      digests.add(result.pop('digest'))
       results.append({'system': system, 'threads': threads, 'workers': workers, **result})
       report(results[-1])
   if len(digests) > 1:
@@ -250,6 +248,7 @@ def measure_torch(source, kind: dict) -> list[dict]:
       batches = torch_batches(paths, kind, recipe == 'lean', workers)
       with contextlib.closing(batches):
         result = measure(batches, kind, buffered=2 * workers)
+      del result['digest']  # its random numbers are not ours
       results.append({'system': recipe, 'threads': 0, 'workers': workers, **result})
       report(results[-1])
   return results
@@ -381,8 +380,8 @@ def page(result: dict) -> str:
   lines += [
     '',
     'The last column is what the change of colour and the normalisation, which ours leaves to the'
-    ' device, would take if these same cores were the device; the ratio to "lean" has the same work'
-    ' on both sides. Pictures come with the same pixels for every number of threads and workers'
+    ' device, would take if these same cores were the device; the ratio to "lean" leaves it out on'
+    ' both sides. Pictures come with the same pixels for every number of threads and workers'
     f' (compared over {CHECKED} batches of each setting). The start of workers is not counted.',
     '',
     '![bars](loader.png)',
@@ -424,12 +423,12 @@ def chart(result: dict) -> Figure:
 
 def machine() -> dict:
   names = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if 'model name' in line]
-  modules = {'jax': jax, 'grain': grain, 'tensorstore': tensorstore, 'opencv': cv2, 'pillow': PIL}
-  versions = {name: getattr(module, '__version__', '') for name, module in modules.items()}
+  packages = ('torch', 'pillow', 'jax', 'grain', 'tensorstore', 'opencv-python-headless')
+  versions = {name: importlib.metadata.version(name) for name in packages}
   return {
     'cores': len(os.sched_getaffinity(0)),
     'cpu': names[0].partition(':')[2].strip() if names else platform.processor(),
-    'versions': {'python': platform.python_version(), 'torch': torch.__version__, **versions},
+    'versions': {'python': platform.python_version(), **versions},
   }
 
 

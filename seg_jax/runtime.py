@@ -1,5 +1,6 @@
-"""The process around a run: flags, exit codes, the compilation cache."""
+"""The process around a run: flags, exit codes, warnings, the compilation cache."""
 
+import logging as python_logging
 import os
 import runpy
 import sys
@@ -35,6 +36,17 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.exit(_complain(f'unknown config key {unknown[0]!r}{nearest(unknown[0], known)}'))
   except (flags.Error, UserError, TypeError, ValueError) as error:
     sys.exit(_complain(str(error)))
+
+
+def plain_warnings() -> None:
+  """Warnings and worse as one line each, `warning: ...`, without absl's time and thread."""
+
+  class Plain(python_logging.Formatter):
+    def format(self, record):
+      return f'{record.levelname.lower()}: {record.getMessage()}'
+
+  logging.set_verbosity(logging.WARNING)
+  logging.get_absl_handler().setFormatter(Plain())
 
 
 def exits(main):

@@ -31,7 +31,7 @@ def readers(data_config) -> dict[str, Callable]:
 
 
 def read_bands(path: Path, *, channels: int, bits: int) -> np.ndarray:
-  """[H, W, channels] as stored, uint8 or uint16.
+  """[H, W, channels] with the values that are stored, uint8 or uint16.
 
   The bands of a TIFF may be stored together or one after the other, as samples or as pages.
 
@@ -76,11 +76,13 @@ def _bands_first(series, channels: int) -> bool:
 
 
 def _read_png(path: Path) -> np.ndarray:
+  orientation = files.image_orientation(path)  # which `files.image_size` minds, and OpenCV does not
   with _faults(path):
     array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
       raise OSError('truncated or damaged PNG')
-  return array if array.ndim == 2 else array[..., [2, 1, 0, 3][: array.shape[-1]]]  # from BGR
+  array = array if array.ndim == 2 else array[..., [2, 1, 0, 3][: array.shape[-1]]]  # from BGR
+  return files.turn(array, orientation)
 
 
 @contextlib.contextmanager

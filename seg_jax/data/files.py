@@ -76,8 +76,9 @@ def read_image(path: File) -> np.ndarray:
   damaged, as far as its format can tell, is a `UserError`, never a half-decoded picture.
   """
   with _opened(path) as image:
+    orientation = _orientation(image)  # as `image_size` sees it: before the pixels, or nowhere
     if image.mode == 'RGB' and (array := _decoded(path, image)) is not None:
-      return turn(array, _orientation(image))
+      return turn(array, orientation)
     if image.mode == 'CMYK':
       logging.log_first_n(logging.WARNING, '%s is CMYK: all such are converted to RGB', 1, path)
     elif image.mode in ('1', 'L', 'LA') or image.mode.startswith('I;16'):
@@ -89,7 +90,7 @@ def read_image(path: File) -> np.ndarray:
       raise OSError(f'pixels of mode {image.mode}; expected 8 or 16 bits a channel')
     else:
       array = np.array(image.convert('RGB'))
-    return turn(array, _orientation(image))
+    return turn(array, orientation)
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -201,13 +202,14 @@ def read_mask(path: File) -> np.ndarray:
   viewer shows them: a one-bit mask holds 0 and 255. An alpha channel is dropped.
   """
   with _opened(path) as image:
+    orientation = _orientation(image)
     if image.format in ('JPEG', 'MPO'):
       raise UserError(
         f'{path}: a JPEG mask; its compression has blurred the classes, expected a PNG made from'
         ' the original annotation'
       )
     if image.mode in ('L', 'P', 'RGB') and (array := _decoded(path, image)) is not None:
-      return turn(array, _orientation(image))
+      return turn(array, orientation)
     _check_checksums(path, image)
     if image.mode in ('L', 'P') or image.mode.startswith('I;16'):
       array = np.array(image)
@@ -217,7 +219,7 @@ def read_mask(path: File) -> np.ndarray:
       array = np.array(image.convert('RGB'))
     else:
       raise OSError(f'pixels of mode {image.mode}; expected grey, palette, RGB or RGBA')
-    return turn(array, _orientation(image))
+    return turn(array, orientation)
 
 
 def read_values(path: File) -> np.ndarray:

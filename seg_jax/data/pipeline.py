@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -24,6 +25,8 @@ from absl import flags
 from seg_jax import IGNORE
 from seg_jax.data import instances, transforms
 from seg_jax.data.datasets.sources import Source
+
+cv2.setNumThreads(1)  # Grain's threads each have a picture to work on; more would be in the way
 
 Batch = dict[str, np.ndarray]
 

@@ -75,6 +75,9 @@ def _prepare(folder: Path, data_config, sources: dict[str, Source], serialise) -
     leftover.unlink()
   with ThreadPool(min(16, os.cpu_count() or 1)) as pool:
     manifest = _manifest(folder, data_config, sources, serialise, pool)
+    for split, source in sources.items():
+      rows = {'names': list(source.names), 'sizes': pool.map(source.size, range(len(source)))}
+      _write_json(folder / RECORDS.format(split), rows)
     missing = _missing_shards(folder, manifest)
     todo = sum(shard['count'] for _, shard in missing)
     with tqdm(total=todo, unit='image', disable=None, dynamic_ncols=True) as bar:
@@ -103,23 +106,25 @@ def _manifest(folder: Path, data_config, sources: dict[str, Source], serialise, 
   `source` says what of, `info` are the facts of the dataset, `splits` has for each split its
   shards: `file`, `first` and `count` of the records, and `bytes` and `sha256` once it is there.
   """
-  path = folder / MANIFEST
+  path, first = folder / MANIFEST, next(iter(sources.values()))
+  info = first.info
+  label_map = getattr(first, 'label_map', None)  # generated scenes have none
   of = {
     'name': data_config.name,
     'variant': data_config.variant,
     'extras': sorted(data_config.extras),
+    'classes': {str(i): name for i, name in enumerate(info.class_names)},
+    'values': files.meanings(label_map, info.class_names) if label_map else {},
     'splits': {split: repr(source) for split, source in sources.items()},
   }
   if path.exists():
     manifest = read_json(path)
-    there = manifest['source']
-    if there != of:
-      differences = [f'{k} is {there[k]} there and {of[k]} here' for k in of if of[k] != there[k]]
+    if differences := _differences(manifest['source'], of):
       raise UserError(
-        f'{folder} holds another dataset: {"; ".join(differences)}; expected another --workdir'
+        f'{folder} holds another dataset: {"; ".join(differences[:4])}; expected another --workdir'
       )
     return manifest
-  info = dataclasses.asdict(next(iter(sources.values())).info)
+  info = dataclasses.asdict(info)
   del info['layout']
   info |= {'palette': info['palette'].tolist(), 'num_images': dict(info['num_images'])}
   manifest = {'source': of, 'info': info, 'splits': {}}
@@ -140,10 +145,17 @@ def _manifest(folder: Path, data_config, sources: dict[str, Source], serialise, 
       }
       for i in range(count)
     ]
-    rows = {'names': list(source.names), 'sizes': pool.map(source.size, range(len(source)))}
-    _write_json(folder / RECORDS.format(split), rows)
   _write_json(path, manifest, indent=1)
   return manifest
+
+
+def _differences(there: dict, here: dict) -> list[str]:
+  there, here = settings.flat(there), settings.flat(here)
+  return [
+    f'{key} is {there.get(key)} there and {here.get(key)} here'
+    for key in dict.fromkeys([*here, *there])
+    if there.get(key) != here.get(key)
+  ]
 
 
 def _missing_shards(folder: Path, manifest: dict) -> list[tuple[str, dict]]:

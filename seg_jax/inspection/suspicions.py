@@ -78,7 +78,7 @@ def off_by_one(raw_values: Mapping[str, int], label_map: LabelMap) -> str:
   if label_map.by_colour or keys.get(0) != IGNORE or keys.get(1) != 0:
     return ''
   last = max(key for key, value in keys.items() if value != IGNORE)
-  found = set(map(int, raw_values))
+  found = {int(value) for value in raw_values if value.isdecimal()}  # no colours
   expected = f'expected 0 = ignored and the classes from 1 to {last}, as the owners ship them'
   foreign = 255 in found and 255 not in keys
   if found - {255} == set(range(last)) or (foreign and 0 in found and last not in found):

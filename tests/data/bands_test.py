@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tifffile
 from absl.testing import absltest, parameterized
-from PIL import Image
+from PIL import ExifTags, Image
 
 from seg_jax import pictures, settings
 from seg_jax.data import bands, transforms
@@ -89,6 +89,13 @@ class BandsTest(parameterized.TestCase):
       stored = array if array.ndim == 2 else array[..., [2, 1, 0, 3][: array.shape[-1]]]
       path.write_bytes(cv2.imencode('.png', stored)[1].tobytes())
     self.assert_reads(path, array if array.ndim == 3 else array[..., None])
+
+  def test_a_png_is_turned_as_its_exif_says(self):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for array in (FOUR, FOUR[..., :1]):
+      Image.fromarray(array.squeeze()).save(self.folder / 'x.png', exif=exif)
+      self.assert_reads(self.folder / 'x.png', np.rot90(array, -1))
 
   @parameterized.parameters(
     (FIVE, TOGETHER, 4, 16, '20 x 30 x 5', 'x 4 (data.channels)'),

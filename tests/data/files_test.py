@@ -202,6 +202,18 @@ class ReadImageTest(FilesTest):
         path = self.save(mask, 'a.png', exif=exif)
         np.testing.assert_array_equal(files.read_mask(path), UPRIGHT[orientation](mask))
 
+  def test_exif_behind_the_pixels_is_read_nowhere(self):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for array in (GREY, GREY.astype(np.uint16) * 256, PICTURE):
+      data = self.save(array, 'a.png', exif=exif).read_bytes()
+      start = data.index(b'eXIf') - 4
+      stop = start + 12 + int.from_bytes(data[start : start + 4])
+      path = self.folder / 'late.png'
+      path.write_bytes(data[:start] + data[stop:-12] + data[start:stop] + data[-12:])
+      np.testing.assert_array_equal(files.read_mask(path), array)
+      self.assertEqual(files.read_image(path).shape[:2], files.image_size(path))
+
   def test_exif_orientation_of_a_jpeg(self):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6

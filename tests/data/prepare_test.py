@@ -262,7 +262,7 @@ class PrepareTest(parameterized.TestCase):
     ({'data.extras': ('depth',)}, 'extras is .*instances.* there'),
     ({'data.shapes_size': (32, 32)}, r'\(32, 40\).* there and .*\(32, 32\).* here'),
     ({'seed': 1}, 'seed 0.* there and .*seed 1.* here'),
-    ({'eval.splits': 'val,test'}, 'splits is'),
+    ({'eval.splits': 'val,test'}, 'splits.test is None there'),
   )
   def test_another_dataset_in_the_same_place_is_refused(self, changes, message):
     prepare.prepare(shapes_config(), self.workdir)
@@ -272,6 +272,36 @@ class PrepareTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message):
       prepare.prepare(config, self.workdir)
     self.assertEqual(contents(self.prepared), whole)
+
+  @parameterized.parameters(
+    ('ground, 4\nthing, 3\nignore, 0', 'values.4 is thing there and ground here'),
+    ('thing, 4\nground, 3\nignore, 0', 'classes.0 is ground there and thing here'),
+    ('soil, 3\nthing, 4\nignore, 0', 'classes.0 is ground there and soil here'),
+    ('ground, 3\nthing, 4\nsky, 5\nignore, 0', 'classes.2 is None there and sky here'),
+  )
+  def test_classes_that_mean_something_else_by_now_are_another_dataset(self, classes, message):
+    config = make_folder(self.workdir / 'data')
+    prepare.prepare(config, self.workdir)
+    (self.workdir / 'data' / 'classes.txt').write_text(classes)
+    with self.assertRaisesRegex(UserError, message):
+      prepare.prepare(config, self.workdir)
+
+  def test_any_file_but_the_manifest_that_is_lost_or_damaged_is_told_and_made_again(self):
+    config = shapes_config()
+    prepare.prepare(config, self.workdir)
+    whole = contents(self.prepared)
+    for name in whole.keys() - {'seg_jax.json'}:
+      for damaged in (None, whole[name][: len(whole[name]) // 2]):
+        path = self.prepared / name
+        path.unlink()
+        if damaged is not None:
+          path.write_bytes(damaged)
+        with self.subTest(f'{name} {damaged is None}'):
+          if name in ('dataset_info.json', 'features.json', 'seg_jax-train.json'):
+            with self.assertRaisesRegex(UserError, 'mode=prepare'):
+              self.open(config, 'train')
+          prepare.prepare(config, self.workdir)
+          self.assertEqual(contents(self.prepared), whole)
 
   def test_a_bad_record_is_told_by_name_and_leaves_nothing_half_done(self):
     config = make_folder(self.workdir / 'data')

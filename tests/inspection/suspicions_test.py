@@ -33,7 +33,9 @@ class OffByOneTest(parameterized.TestCase):
     self.assertIn(says, remark)
     self.assertIn(ALL, remark)
 
-  @parameterized.parameters(((0, 1, 2, 3),), ((1, 2, 3),), ((0, 2),), ((0, 1),), ((),))
+  @parameterized.parameters(
+    ((0, 1, 2, 3),), ((1, 2, 3),), ((0, 2),), ((0, 1),), ((),), ((0, 3, '7,8,9'),)
+  )
   def test_masks_as_they_should_be_are_not_suspected(self, values):
     self.assertEqual(suspicions.off_by_one(counts(*values), FROM_1), '')
 

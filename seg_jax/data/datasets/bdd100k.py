@@ -13,9 +13,9 @@ x 720. It is taken as it lies there, the later of the two releases if it is both
 
 Masks hold the number of the class, or 255, which is ignored. Bitmasks are RGBA: R is the category,
 1 to 8, 0 where there is no object; of G, bit 0 is "ignored", bit 1 "crowd", bit 2 "occluded" and
-bit 3 "truncated"; B * 256 + A is the object. Objects that are "ignored" or "crowd" are not counted
-by the owners, and are `is_crowd` here. Colours are those of Cityscapes; the toolkit's own table has
-those of wall and fence the other way round.
+bit 3 "truncated"; B * 256 + A is the object. Objects that are "ignored" or "crowd" are not counted,
+the owners say, and are `is_crowd` here. Colours are those of Cityscapes, as in the toolkit's
+`label.py`; its `sem_seg.toml` has those of wall and fence the other way round.
 """
 
 from pathlib import Path

@@ -25,12 +25,9 @@ import numpy as np
 
 from seg_jax import IGNORE
 from seg_jax.data import files, instances
-from seg_jax.data.datasets import cityscapes, folder, oxford_pets
-from seg_jax.data.datasets.base import (
-  DatasetInfo,
-  dataset_dir,
-  voc_colormap,
-)
+from seg_jax.data.datasets import cityscapes, oxford_pets
+from seg_jax.data.datasets.base import DatasetInfo, dataset_dir, voc_colormap
+from seg_jax.data.datasets.classes import MAX_CLASSES, read_classes
 from seg_jax.data.datasets.sources import FileSource
 from seg_jax.errors import UserError
 
@@ -43,11 +40,8 @@ _TABLES = {
   'cityscapes': (cityscapes.INFO, cityscapes.LABELS),
   'oxford_iiit_pet': (oxford_pets.INFOS['trimap'], oxford_pets.LABELS['trimap']),
 }
-_MAX_CLASSES = 254
+_PREPARED = ('image', 'segmentation_mask')  # the features of a prepared dataset
 _INFO = 'dataset_info.json'  # TFDS's, in the directory of each dataset
-
-
-_PREPARED = ('image', 'segmentation_mask')
 
 
 class TfdsSource(FileSource):
@@ -172,8 +166,10 @@ def _builder(root: Path, variant: str):
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import read_only_builder
 
-  name = variant.partition(':')[0] or root.name
-  build = f'`tfds build {name} --file_format=array_record --data_dir={root}`'
+  build = '`tfds build --file_format=array_record`'
+  if variant:
+    name = variant.partition(':')[0]
+    build = f'`tfds build {name} --file_format=array_record --data_dir={root}`'
   if not variant and not (root / _INFO).exists():
     hint = 'run the same --mode=prepare again, which was not finished'
     if not (root / MANIFEST).exists():
@@ -191,8 +187,12 @@ def _builder(root: Path, variant: str):
       f' {build} makes; {_below(root)}'
     ) from error
   except Exception as error:  # TFDS raises anything for what it cannot read
+    place = f"'{variant}' in {root}" if variant else root
+    made = f'{build} makes'
+    if (root / MANIFEST).exists():
+      made = '--mode=prepare wrote: the same again repairs'
     raise UserError(
-      f"data.dir: '{variant}' in {root} cannot be opened ({error}); expected what {build} makes"
+      f'data.dir: {place} cannot be opened ({error}); expected what {made}'
     ) from error
 
 
@@ -266,10 +266,10 @@ def _meaning(name: str, feature, classes: Path, masks) -> tuple[DatasetInfo, fil
     return _TABLES[name]
   count = getattr(feature, 'num_classes', None)
   if not count:
-    info, label_map = folder.read_classes(classes, masks)
+    info, label_map = read_classes(classes, masks)
     return dataclasses.replace(info, name=name), label_map
-  if count > _MAX_CLASSES:
-    raise UserError(f"'{name}' has {count} classes; expected at most {_MAX_CLASSES}")
+  if count > MAX_CLASSES:
+    raise UserError(f"'{name}' has {count} classes; expected at most {MAX_CLASSES}")
   return DatasetInfo(name, tuple(feature.names), voc_colormap(count)), _one_to_one(count, True)
 
 

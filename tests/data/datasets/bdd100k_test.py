@@ -5,6 +5,7 @@ into the owners'. Bitmasks come from the toolkit's tests, with pictures made for
 """
 
 import tempfile
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,15 @@ class Bdd100kTest(parameterized.TestCase):
     self.assertEqual(
       names, ['person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle']
     )
+
+  def test_the_toolkits_table_but_for_wall_and_fence(self):
+    text = (SHARED / 'toolkit_configs/sem_seg.toml').read_text()
+    rows = tomllib.loads(text)['scalabel']['categories']
+    info = bdd100k.INFO
+    self.assertSequenceEqual(info.class_names, [row['name'] for row in rows])
+    colours = [row['color'] for row in rows]
+    colours[3], colours[4] = colours[4], colours[3]
+    self.assertEqual(info.palette.tolist(), colours)
 
   @parameterized.parameters(
     ('', 'images/10k', 'labels/sem_seg/masks', ''),

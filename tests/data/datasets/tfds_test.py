@@ -205,6 +205,7 @@ class TfdsTest(parameterized.TestCase):
     (folder / 'dataset_info.json').write_text(info.replace('"array_record"', '"tfrecord"'))
     build = 'tfds build named_masks --file_format=array_record'
     self.assert_user_error('tfrecord', build, variant='named_masks')
+    self.assert_user_error(f'{folder} cannot', 'tfds build --file', variant='', dir=str(folder))
     (folder / 'dataset_info.json').write_text(info)
     source = self.open('named_masks')
     shard.write_bytes(shard.read_bytes()[:100])
