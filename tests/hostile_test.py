@@ -18,7 +18,7 @@ from configs.common import get_config
 from seg_jax import IGNORE
 from seg_jax.data.datasets import DATASETS, open_dataset, recognise
 from seg_jax.data.datasets.base import is_there
-from seg_jax.data.files import LabelMap, to_classes
+from seg_jax.data.label_map import LabelMap, to_classes
 from seg_jax.errors import UserError
 from seg_jax.inspection import inspect
 

@@ -9,7 +9,6 @@ from absl.testing import absltest, parameterized
 
 from configs import common
 from seg_jax import losses
-from seg_jax.data import files
 from seg_jax.errors import UserError
 
 try:
@@ -193,9 +192,6 @@ class EveryLossTest(LossTest):
     np.testing.assert_allclose(
       compiled(name)(logits, labels)[0], by_loop(logits, labels), rtol=1e-5
     )
-
-  def test_ignore_label_is_the_datasets(self):
-    self.assertEqual(losses.IGNORE, files.IGNORE)
 
 
 class PixelWeightsTest(LossTest):

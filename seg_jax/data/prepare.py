@@ -33,6 +33,7 @@ from seg_jax.data.datasets import open_dataset
 from seg_jax.data.datasets.base import DatasetInfo
 from seg_jax.data.datasets.sources import Source
 from seg_jax.data.datasets.tfds import MANIFEST, RECORDS, read_json
+from seg_jax.data.label_map import meanings
 from seg_jax.errors import RunError, UserError
 
 SHARD_BYTES = 160e6  # about; a split of more has shards of 107 to 240 MB
@@ -114,7 +115,7 @@ def _manifest(folder: Path, data_config, sources: dict[str, Source], serialise, 
     'variant': data_config.variant,
     'extras': sorted(data_config.extras),
     'classes': {str(i): name for i, name in enumerate(info.class_names)},
-    'values': files.meanings(label_map, info.class_names) if label_map else {},
+    'values': meanings(label_map, info.class_names) if label_map else {},
     'splits': {split: repr(source) for split, source in sources.items()},
   }
   if path.exists():

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from seg_jax import IGNORE, losses
 from seg_jax.data import files
 from seg_jax.data.datasets.sources import Source
+from seg_jax.data.label_map import meanings
 from seg_jax.errors import UserError
 from seg_jax.inspection import suspicions
 
@@ -104,7 +105,7 @@ def _report(source: Source, split: str, counts: _Counts) -> dict:
     'classes': dict(zip(info.class_names, rows, strict=False)),
     'ignored': rows[IGNORE],
     'raw_values': dict(counts.raw_values.most_common()),
-    'raw_meanings': files.meanings(source.label_map, info.class_names)
+    'raw_meanings': meanings(source.label_map, info.class_names)
     if hasattr(source, 'label_map')
     else {},
   }

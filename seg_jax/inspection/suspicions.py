@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from seg_jax import IGNORE
-from seg_jax.data.files import LabelMap
+from seg_jax.data.label_map import LabelMap
 
 MIN_SIDE = 32  # pixels; many models shrink a picture 32-fold
 MAX_ASPECT = 4

@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 from PIL import ExifTags, Image, ImageOps
 
 from seg_jax.data import files
+from seg_jax.data.label_map import LabelMap, read_label, value_counts
 from seg_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,14 +235,14 @@ class EncodedTest(FilesTest):
 
   def test_a_files_bytes_give_the_same_mask_as_its_path(self):
     rgba = np.dstack([PICTURE, GREY])
-    label_map = files.LabelMap({i: i // 2 for i in range(256)})
+    label_map = LabelMap({i: i // 2 for i in range(256)})
     for mask in (GREY, GREY.astype(np.uint16) * 255, palette_image(GREY % 3, PICTURE[0]), rgba):
       path = self.save(mask, 'a.png')
       encoded = files.Encoded(path.read_bytes(), 'a')
       np.testing.assert_array_equal(files.read_mask(encoded), files.read_mask(path))
     np.testing.assert_array_equal(files.read_rgba(encoded), rgba)
     grey = files.Encoded(self.save(GREY, 'b.png').read_bytes(), 'b')
-    np.testing.assert_array_equal(files.read_label(grey, label_map), GREY // 2)
+    np.testing.assert_array_equal(read_label(grey, label_map), GREY // 2)
 
   def test_what_is_wrong_with_them_is_told_with_their_name(self):
     whole = self.save(PICTURE, 'a.png').read_bytes()
@@ -250,9 +251,7 @@ class EncodedTest(FilesTest):
       for function in (files.read_image, files.read_mask):
         self.assert_user_error(function, encoded, says=('train.record, picture 3:', 'expected'))
     grey = files.Encoded(self.save(GREY, 'b.png').read_bytes(), 'mask 3')
-    self.assert_user_error(
-      files.read_label, grey, files.LabelMap({0: 0, 1: 1}), says=('mask 3:', 'value')
-    )
+    self.assert_user_error(read_label, grey, LabelMap({0: 0, 1: 1}), says=('mask 3:', 'value'))
 
 
 class BombTest(FilesTest):
@@ -343,7 +342,7 @@ class DamagedFileTest(FilesTest):
     path = self.save(mask, 'a.png')
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
-    self.assert_user_error(files.read_label, path, files.LabelMap({0: 0, 1: 1, 2: 2}), says=(path,))
+    self.assert_user_error(read_label, path, LabelMap({0: 0, 1: 1, 2: 2}), says=(path,))
 
   @parameterized.parameters(
     ('rgb.png', PICTURE, files.read_image),
@@ -382,7 +381,7 @@ class ReadLabelTest(FilesTest):
     table = {3: 0, 7: 1, 200: 253, 0: 255, 255: 2}
     raw = RNG.choice(list(table), (20, 30)).astype(np.uint8)
     expected = [[table[value] for value in row] for row in raw.tolist()]
-    label = files.read_label(self.save(raw, 'a.png'), files.LabelMap(table))
+    label = read_label(self.save(raw, 'a.png'), LabelMap(table))
     self.assertEqual(label.dtype, np.uint8)
     np.testing.assert_array_equal(label, expected)
 
@@ -390,7 +389,7 @@ class ReadLabelTest(FilesTest):
   def test_values_of_16_bits(self, name):
     table = {0: 255, 300: 0, 65535: 1}
     raw = RNG.choice(list(table), (20, 30)).astype(np.uint16)
-    label = files.read_label(self.save(raw, name), files.LabelMap(table))
+    label = read_label(self.save(raw, name), LabelMap(table))
     np.testing.assert_array_equal(label, np.vectorize(table.get)(raw))
 
   @parameterized.parameters('a.png', 'a.tif')
@@ -418,7 +417,7 @@ class ReadLabelTest(FilesTest):
     indices = GREY % 3
     colours = np.array([(1, 1, 1), (2, 2, 2), (0, 0, 0)])
     path = self.save(palette_image(indices, colours), 'a.png')
-    label = files.read_label(path, files.LabelMap({0: 0, 1: 1, 2: 2}))
+    label = read_label(path, LabelMap({0: 0, 1: 1, 2: 2}))
     np.testing.assert_array_equal(label, indices)
 
   @parameterized.product(bits=(2, 4, 8), transparency=(None, 1))
@@ -443,7 +442,7 @@ class ReadLabelTest(FilesTest):
 
   def test_one_bit_is_0_and_255(self):
     path = self.save(GREY > 99, 'a.png')
-    label = files.read_label(path, files.LabelMap({0: 0, 255: 1}))
+    label = read_label(path, LabelMap({0: 0, 255: 1}))
     np.testing.assert_array_equal(label, GREY > 99)
 
   @parameterized.parameters(3, 4)
@@ -452,16 +451,16 @@ class ReadLabelTest(FilesTest):
     codes = RNG.integers(0, 4, (20, 30))
     raw = np.array([*table], np.uint8)[codes]
     raw = np.concatenate([raw, GREY[..., None]], axis=-1)[..., :channels]
-    label = files.read_label(self.save(raw, 'a.png'), files.LabelMap(table))
+    label = read_label(self.save(raw, 'a.png'), LabelMap(table))
     np.testing.assert_array_equal(label, np.array([*table.values()])[codes])
 
   def test_a_value_that_is_not_in_the_table(self):
     raw = np.zeros((20, 30), np.uint8)
     raw[0, :7], raw[1, :2] = 12, 13
     path = self.save(raw, 'a.png')
-    label_map = files.LabelMap({**{i: i for i in range(12)}, 255: 255})
+    label_map = LabelMap({**{i: i for i in range(12)}, 255: 255})
     self.assert_user_error(
-      files.read_label,
+      read_label,
       path,
       label_map,
       says=(path, 'value 12 (7 pixels), value 13 (2 pixels)', 'expected 0 to 11 or 255'),
@@ -471,9 +470,9 @@ class ReadLabelTest(FilesTest):
     raw = np.zeros((20, 30, 3), np.uint8)
     raw[0, 0] = 60, 40, 222
     path = self.save(raw, 'a.png')
-    label_map = files.LabelMap({(0, 0, 0): 0, (0, 0, 192): 1})
+    label_map = LabelMap({(0, 0, 0): 0, (0, 0, 192): 1})
     self.assert_user_error(
-      files.read_label,
+      read_label,
       path,
       label_map,
       says=(path, 'colour 60,40,222 (1 pixel)', 'expected 0,0,0 or 0,0,192'),
@@ -482,51 +481,49 @@ class ReadLabelTest(FilesTest):
   def test_many_unknown_values_are_counted_not_listed(self):
     path = self.save(np.arange(100, dtype=np.uint8)[None], 'a.png')
     message = self.assert_user_error(
-      files.read_label, path, files.LabelMap({0: 0, 1: 1}), says=('94 more values',)
+      read_label, path, LabelMap({0: 0, 1: 1}), says=('94 more values',)
     )
     self.assertLess(len(message), 300)
 
   def test_raw_values_and_colours_are_counted_as_they_stand_in_the_file(self):
     values = np.array([[0, 3, 3], [65535, 3, 0]], np.uint16)
-    self.assertEqual(files.value_counts(values), {'0': 2, '3': 3, '65535': 1})
+    self.assertEqual(value_counts(values), {'0': 2, '3': 3, '65535': 1})
     colours = np.array([[[255, 0, 1], [255, 0, 1]], [[0, 0, 0], [0, 9, 0]]], np.uint8)
-    self.assertEqual(files.value_counts(colours), {'0,0,0': 1, '0,9,0': 1, '255,0,1': 2})
+    self.assertEqual(value_counts(colours), {'0,0,0': 1, '0,9,0': 1, '255,0,1': 2})
 
   def test_jpeg_is_refused(self):
     path = self.save(GREY, 'a.jpg')
-    self.assert_user_error(
-      files.read_label, path, files.LabelMap({0: 0, 1: 1}), says=(path, 'JPEG', 'PNG')
-    )
+    self.assert_user_error(read_label, path, LabelMap({0: 0, 1: 1}), says=(path, 'JPEG', 'PNG'))
     renamed = path.rename(self.folder / 'b.png')
-    self.assert_user_error(files.read_label, renamed, files.LabelMap({0: 0}), says=('JPEG',))
+    self.assert_user_error(read_label, renamed, LabelMap({0: 0}), says=('JPEG',))
 
   def test_colours_where_values_are_expected_and_the_other_way_round(self):
-    values, colours = files.LabelMap({0: 0}), files.LabelMap({(0, 0, 0): 0})
+    values, colours = LabelMap({0: 0}), LabelMap({(0, 0, 0): 0})
     path = self.save(PICTURE, 'a.png')
-    self.assert_user_error(files.read_label, path, values, says=(path, 'RGB', 'classes.txt'))
+    self.assert_user_error(read_label, path, values, says=(path, 'RGB', 'classes.txt'))
     for mask in (GREY, palette_image(GREY % 3, PICTURE[0])):
       path = self.save(mask, 'b.png')
-      self.assert_user_error(files.read_label, path, colours, says=(path, 'RGB', 'classes.txt'))
+      self.assert_user_error(read_label, path, colours, says=(path, 'RGB', 'classes.txt'))
 
   def test_only_0_and_255_is_refused_where_nobody_said_what_255_is(self):
-    told = files.LabelMap({0: 0, 1: 1, 255: 255})
-    assumed = files.LabelMap(told.classes, ignore_is_assumed=True)
+    told = LabelMap({0: 0, 1: 1, 255: 255})
+    assumed = LabelMap(told.classes, ignore_is_assumed=True)
     mask = np.zeros((20, 30), np.uint8)
-    files.read_label(self.save(mask, 'empty.png'), assumed)
+    read_label(self.save(mask, 'empty.png'), assumed)
     mask[3:9] = 255
     path = self.save(mask, 'a.png')
-    self.assert_user_error(files.read_label, path, assumed, says=(path, 'NAME, 255', 'ignore, 255'))
-    self.assertEqual(np.unique(files.read_label(path, told)).tolist(), [0, 255])
+    self.assert_user_error(read_label, path, assumed, says=(path, 'NAME, 255', 'ignore, 255'))
+    self.assertEqual(np.unique(read_label(path, told)).tolist(), [0, 255])
     mask[0, 0] = 1
-    files.read_label(self.save(mask, 'b.png'), assumed)
+    read_label(self.save(mask, 'b.png'), assumed)
 
   def test_a_label_map_survives_pickling(self):
-    label_map = files.LabelMap({(0, 0, 0): 0, (9, 9, 9): 1})
+    label_map = LabelMap({(0, 0, 0): 0, (9, 9, 9): 1})
     path = self.save(np.full((2, 2, 3), 9, np.uint8), 'a.png')
-    files.read_label(path, label_map)
+    read_label(path, label_map)
     again = pickle.dumps(label_map)
     self.assertLess(len(again), 1000)
-    self.assertEqual(files.read_label(path, pickle.loads(again)).tolist(), [[1, 1], [1, 1]])
+    self.assertEqual(read_label(path, pickle.loads(again)).tolist(), [[1, 1], [1, 1]])
 
 
 class PairingTest(FilesTest):
@@ -619,9 +616,9 @@ class RealMasksTest(absltest.TestCase):
     folder = SHARED / 'pascal_voc/VOCdevkit/VOC2012'
     if not folder.is_dir():
       self.skipTest(f'{folder} is not there')
-    label_map = files.LabelMap({**{i: i for i in range(21)}, 255: 255})
+    label_map = LabelMap({**{i: i for i in range(21)}, 255: 255})
     # To be seen on the picture: aeroplanes (1) and persons (15).
-    label = files.read_label(folder / 'SegmentationClass/2007_000032.png', label_map)
+    label = read_label(folder / 'SegmentationClass/2007_000032.png', label_map)
     self.assertEqual(np.unique(label).tolist(), [0, 1, 15, 255])
     self.assertEqual(label.shape, files.image_size(folder / 'JPEGImages/2007_000032.jpg'))
 

@@ -6,8 +6,9 @@ from absl import logging
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from seg_jax.data import files, instances, transforms
+from seg_jax.data import instances, transforms
 from seg_jax.data.datasets import base, sources
+from seg_jax.data.label_map import LabelMap
 
 MEAN = (0.485, 0.456, 0.406)
 
@@ -250,7 +251,7 @@ class TransformsTest(parameterized.TestCase):
     source = sources.FileSource(
       base.DatasetInfo('two', ('a', 'b'), np.zeros((2, 3), np.uint8)),
       [{'image': folder / 'image.png', 'label': folder / 'label.png', 'instances': masks}],
-      files.LabelMap({0: 0}),
+      LabelMap({0: 0}),
       folder,
       extras=('instances',),
       read_instances=lambda item, label: instances.from_masks(item, [(1, False)] * 7, label.shape),

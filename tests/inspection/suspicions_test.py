@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 
 from configs.common import get_config
 from seg_jax import IGNORE
-from seg_jax.data.files import LabelMap
+from seg_jax.data.label_map import LabelMap
 from seg_jax.inspection import inspect, suspicions
 
 FROM_1 = LabelMap({0: IGNORE, 1: 0, 2: 1, 3: 2})  # 0 is ignored, as in ADE20K

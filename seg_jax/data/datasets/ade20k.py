@@ -23,7 +23,8 @@ from seg_jax.data.datasets.base import (
   make_records,
 )
 from seg_jax.data.datasets.sources import FileSource
-from seg_jax.data.files import LabelMap, files_by_stem
+from seg_jax.data.files import files_by_stem
+from seg_jax.data.label_map import LabelMap
 
 # fmt: off
 _CLASSES = {

@@ -39,6 +39,7 @@ from seg_jax.data.datasets.base import (
   lines,
 )
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 # fmt: off
@@ -90,8 +91,8 @@ INFOS = {
   'lane': _info(_LANE, (), 'ColorImage_road*/ColorImage', 'Labels_road*/Label'),
 }
 LABELS = {
-  'scene': files.LabelMap(_SCENE_IDS | _GROUPS | dict.fromkeys((0, 1, 98, 99, 100, 255), IGNORE)),
-  'lane': files.LabelMap(
+  'scene': LabelMap(_SCENE_IDS | _GROUPS | dict.fromkeys((0, 1, 98, 99, 100, 255), IGNORE)),
+  'lane': LabelMap(
     {value: i for i, (value, _) in enumerate(_LANE.values())} | {249: IGNORE, 255: IGNORE}
   ),
 }

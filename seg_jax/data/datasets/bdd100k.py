@@ -32,6 +32,7 @@ from seg_jax.data.datasets.base import (
   make_records,
 )
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 INFO = DatasetInfo(
@@ -44,7 +45,7 @@ INFO = DatasetInfo(
   layout=('images/10k|seg/images', 'labels/sem_seg/masks|seg/labels'),
 )
 INFOS = {'': INFO}
-LABELS = files.LabelMap({**{i: i for i in range(len(cityscapes.NAMES))}, 255: IGNORE})
+LABELS = LabelMap({**{i: i for i in range(len(cityscapes.NAMES))}, 255: IGNORE})
 
 _CATEGORIES = ('person', 'rider', 'car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle')
 _CLASS_OF = {i: cityscapes.NAMES.index(name) for i, name in enumerate(_CATEGORIES, 1)}

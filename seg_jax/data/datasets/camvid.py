@@ -41,7 +41,8 @@ from seg_jax.data.datasets.base import (
   make_records,
 )
 from seg_jax.data.datasets.sources import FileSource
-from seg_jax.data.files import LabelMap, files_by_stem, read_mask
+from seg_jax.data.files import files_by_stem, read_mask
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 _CLASSES_11 = {

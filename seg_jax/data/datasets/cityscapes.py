@@ -26,6 +26,7 @@ from seg_jax.data.datasets.base import (
   make_records,
 )
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 # The 19 classes that are evaluated, in the order of their train ids: labelIds' value, colour.
@@ -54,7 +55,7 @@ NAMES = tuple(_CLASSES)
 PALETTE = np.array([colour for _, colour in _CLASSES.values()], np.uint8)
 THINGS = tuple(range(NAMES.index('person'), len(NAMES)))
 TRAIN_IDS = {value: i for i, (value, _) in enumerate(_CLASSES.values())}
-LABELS = files.LabelMap({value: TRAIN_IDS.get(value, IGNORE) for value in range(34)})
+LABELS = LabelMap({value: TRAIN_IDS.get(value, IGNORE) for value in range(34)})
 
 INFO = DatasetInfo(
   'cityscapes',

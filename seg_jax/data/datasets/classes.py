@@ -12,15 +12,14 @@ import numpy as np
 from seg_jax import IGNORE
 from seg_jax.data import files
 from seg_jax.data.datasets.base import DatasetInfo, lines, voc_colormap
+from seg_jax.data.label_map import LabelMap, describe, meanings, value_counts
 from seg_jax.errors import UserError
 
 _FORMS = {0: "'NAME'", 1: "'NAME, VALUE'", 3: "'NAME, R, G, B'"}  # by the count of numbers
 MAX_CLASSES = 254
 
 
-def read_classes(
-  path: Path, masks: Iterable[np.ndarray] = ()
-) -> tuple[DatasetInfo, files.LabelMap]:
+def read_classes(path: Path, masks: Iterable[np.ndarray] = ()) -> tuple[DatasetInfo, LabelMap]:
   """What a `classes.txt` tells: the classes, and what they look like in the masks.
 
   Of `masks`, raw as `files.read_mask` gives them, a few are enough.
@@ -56,7 +55,7 @@ def read_classes(
   if assumed:
     meaning[IGNORE] = IGNORE
   palette = np.array(colours, np.uint8) if form == 3 else voc_colormap(len(names))
-  return DatasetInfo('folder', tuple(names), palette), files.LabelMap(meaning, assumed)
+  return DatasetInfo('folder', tuple(names), palette), LabelMap(meaning, assumed)
 
 
 def _parse(place: str, text: str) -> tuple[str, str, list[int]]:
@@ -76,7 +75,7 @@ def _parse(place: str, text: str) -> tuple[str, str, list[int]]:
 def _how_to_write(path: Path, masks: Sequence[np.ndarray]) -> str:
   """What is missing, with what the first masks hold."""
   held = [
-    files.describe(np.concatenate([mask.reshape(-1, *mask.shape[2:]) for mask in same]), limit=20)
+    describe(np.concatenate([mask.reshape(-1, *mask.shape[2:]) for mask in same]), limit=20)
     for channels in (2, 3)
     if (same := [mask for mask in masks if mask.ndim == channels])
   ]
@@ -87,13 +86,13 @@ def _how_to_write(path: Path, masks: Sequence[np.ndarray]) -> str:
   )
 
 
-def suspicion(mask: Path, image: Path, info: DatasetInfo, label_map: files.LabelMap) -> str:
+def suspicion(mask: Path, image: Path, info: DatasetInfo, label_map: LabelMap) -> str:
   """What may be behind a mask that cannot be used, as the end of a message; '' for no idea."""
   if hint := swapped(mask, image):
     return hint
   with contextlib.suppress(UserError):
     raw = files.read_mask(mask)
-    names = files.meanings(label_map, info.class_names)  # by what stands in the mask, as text
+    names = meanings(label_map, info.class_names)  # by what stands in the mask, as text
     if raw.ndim == 3:
       return '' if label_map.by_colour else _palette_as_rgb(raw, names)
     if not label_map.by_colour:
@@ -111,13 +110,13 @@ def swapped(mask: Path, image: Path) -> str:
 
 
 def _num_colours(path: Path) -> int:
-  return len(files.value_counts(files.read_image(path)))
+  return len(value_counts(files.read_image(path)))
 
 
 def _palette_as_rgb(raw: np.ndarray, names: Mapping[str, str]) -> str:
   palette = voc_colormap(256).tolist()
   value_of = {','.join(map(str, colour)): str(value) for value, colour in enumerate(palette)}
-  values = [value_of.get(colour) for colour in files.value_counts(raw)]
+  values = [value_of.get(colour) for colour in value_counts(raw)]
   if not names.keys() >= set(values):
     return ''
   colour_of = {value: colour for colour, value in value_of.items()}

@@ -37,6 +37,7 @@ from seg_jax.data.datasets.base import (
   dataset_dir,
 )
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.data.polygons import segmentation_mask
 from seg_jax.errors import UserError
 
@@ -123,8 +124,8 @@ INFOS = {
 }
 # From category ids; 0 is where there is no object or no segment, 255 where objects disagree.
 LABELS = {
-  'instances': files.LabelMap({0: 0, **{c: i for i, c in enumerate(THINGS, 1)}, 255: IGNORE}),
-  'panoptic': files.LabelMap({0: IGNORE, **{c: i for i, c in enumerate(_IDS)}}),
+  'instances': LabelMap({0: 0, **{c: i for i, c in enumerate(THINGS, 1)}, 255: IGNORE}),
+  'panoptic': LabelMap({0: IGNORE, **{c: i for i, c in enumerate(_IDS)}}),
 }
 
 

@@ -28,7 +28,8 @@ from seg_jax.data.datasets.base import (
 )
 from seg_jax.data.datasets.coco import NUM_IMAGES, THINGS, images_dir
 from seg_jax.data.datasets.sources import FileSource
-from seg_jax.data.files import LabelMap, files_by_stem
+from seg_jax.data.files import files_by_stem
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 # fmt: off

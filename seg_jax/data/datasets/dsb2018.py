@@ -25,7 +25,8 @@ from seg_jax.data.datasets.base import (
   hashed_split,
 )
 from seg_jax.data.datasets.sources import FileSource
-from seg_jax.data.files import LabelMap, pictures_below, read_mask
+from seg_jax.data.files import pictures_below, read_mask
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 INFO = DatasetInfo(

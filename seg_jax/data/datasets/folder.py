@@ -59,6 +59,7 @@ from seg_jax.data.datasets.base import (
 )
 from seg_jax.data.datasets.classes import MAX_CLASSES, read_classes, suspicion, swapped
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 INFOS = {}  # what it holds is known from its own files alone
@@ -130,7 +131,7 @@ def _drawn(
   return FileSource(
     dataclasses.replace(info, things=things),
     [{'image': images[stem], 'label': item, 'instances': item} for stem, item in items.items()],
-    files.LabelMap({value: value for value in (*range(info.num_classes), IGNORE)}),
+    LabelMap({value: value for value in (*range(info.num_classes), IGNORE)}),
     read_raw=functools.partial(annotations.read_raw, **reading),
     read_instances=functools.partial(annotations.read_instances, **reading),
     **arguments,

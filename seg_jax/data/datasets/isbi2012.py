@@ -25,7 +25,8 @@ from seg_jax.data.datasets.base import (
   dataset_dir,
 )
 from seg_jax.data.datasets.sources import FileSource
-from seg_jax.data.files import LabelMap, Page, num_pages
+from seg_jax.data.files import Page, num_pages
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 _SECTIONS = {'train': range(24), 'val': range(24, 30), 'all': range(30)}

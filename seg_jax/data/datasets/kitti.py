@@ -39,6 +39,7 @@ from seg_jax.data.datasets.base import (
   make_records,
 )
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 _HOME = 'http://www.cvlibs.net/datasets/kitti (CC BY-NC-SA 3.0)'
@@ -63,9 +64,7 @@ INFOS = {
 }
 LABELS = {
   'semantic': cityscapes.LABELS,
-  'road': files.LabelMap(
-    {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE, (0, 0, 255): IGNORE}
-  ),
+  'road': LabelMap({(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE, (0, 0, 255): IGNORE}),
 }
 _FIRST_OF_VAL = {'semantic': 160, 'road': 76}
 

@@ -36,6 +36,7 @@ from seg_jax.data.datasets.base import (
   make_records,
 )
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 _THING, _STUFF, _VOID = 't', 's', 'v'  # has instances; has none; is not evaluated
@@ -147,7 +148,7 @@ _FOLDERS = {'train': 'training', 'val': 'validation'}
 _CONFIGS = {'v1.2': ('config_v1.2.json', 'config.json'), 'v2.0': ('config_v2.0.json',)}
 
 
-def _tables(labels: Sequence[_Label], layout: str) -> tuple[DatasetInfo, files.LabelMap]:
+def _tables(labels: Sequence[_Label], layout: str) -> tuple[DatasetInfo, LabelMap]:
   names, kinds, red, green, blue = zip(*labels, strict=True)
   info = DatasetInfo(
     'mapillary_vistas',
@@ -158,7 +159,7 @@ def _tables(labels: Sequence[_Label], layout: str) -> tuple[DatasetInfo, files.L
     home='https://www.mapillary.com/dataset/vistas (registration; research only, CC BY-NC-SA)',
     layout=('training/images', layout),
   )
-  return info, files.LabelMap({i: IGNORE if kind == _VOID else i for i, kind in enumerate(kinds)})
+  return info, LabelMap({i: IGNORE if kind == _VOID else i for i, kind in enumerate(kinds)})
 
 
 _TABLES = {
@@ -195,7 +196,7 @@ def open_split(data_config, split: str, seed: int) -> FileSource:
   )
 
 
-def _tables_of(root: Path, variant: str) -> tuple[DatasetInfo, files.LabelMap]:
+def _tables_of(root: Path, variant: str) -> tuple[DatasetInfo, LabelMap]:
   """What the owners' own file in `root` says; the tables above if there is none."""
   path = next((root / name for name in _CONFIGS[variant] if (root / name).is_file()), None)
   if path is None:

@@ -36,6 +36,7 @@ from seg_jax.data.datasets.base import (
   voc_colormap,
 )
 from seg_jax.data.datasets.sources import FileSource, Source
+from seg_jax.data.label_map import LabelMap, to_classes, value_counts
 from seg_jax.errors import UserError
 
 # fmt: off
@@ -117,7 +118,7 @@ def _class_of(number: int) -> str:
 
 
 LABELS = {  # of the PNG
-  variant: files.LabelMap({0: IGNORE} | {i + 1: i for i in range(len(names))})
+  variant: LabelMap({0: IGNORE} | {i + 1: i for i in range(len(names))})
   for variant, names in _NAMES.items()
 }
 _OF_40 = {
@@ -125,9 +126,7 @@ _OF_40 = {
   '13': {name: _NAMES['13'].index(group) for name, group in _GROUPS.items()},
 }
 MAT_LABELS = {  # of the .mat
-  variant: files.LabelMap(
-    {0: IGNORE} | {n: classes[_class_of(n)] for n in range(1, _NUM_NAMES + 1)}
-  )
+  variant: LabelMap({0: IGNORE} | {n: classes[_class_of(n)] for n in range(1, _NUM_NAMES + 1)})
   for variant, classes in _OF_40.items()
 }
 
@@ -177,7 +176,7 @@ class MatSource:
     info: DatasetInfo,
     path: Path,
     numbers: Sequence[int],
-    label_map: files.LabelMap,
+    label_map: LabelMap,
     extras: Sequence[str],
   ):
     self.info, self.label_map = info, label_map
@@ -197,7 +196,7 @@ class MatSource:
     place = f'{self._path}, picture {self._numbers[index]}'
     record = {
       'image': self._read('images', index),
-      'label': files.to_classes(self._read('labels', index), self.label_map, place),
+      'label': to_classes(self._read('labels', index), self.label_map, place),
     }
     if 'depth' in self._extras:
       record['depth'] = self._read('depths', index).astype(np.float32)
@@ -209,7 +208,7 @@ class MatSource:
 
   def raw_values(self, index: int) -> dict[str, int]:
     """The pixels of each of the owners' 894 names, by number."""
-    return files.value_counts(self._read('labels', index))
+    return value_counts(self._read('labels', index))
 
   def __repr__(self) -> str:
     return f'MatSource({self.info.name}, {len(self)} records, from {self.names[0]})'

@@ -28,7 +28,7 @@ from seg_jax.data.datasets.base import (
   lines,
 )
 from seg_jax.data.datasets.sources import FileSource
-from seg_jax.data.files import LabelMap
+from seg_jax.data.label_map import LabelMap
 
 # name, value in the trimaps, colour (there are no official ones)
 _CLASSES = {

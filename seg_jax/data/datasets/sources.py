@@ -11,16 +11,8 @@ import numpy as np
 from absl import logging
 
 from seg_jax.data.datasets.base import WORDS, DatasetInfo, check_extras
-from seg_jax.data.files import (
-  LabelMap,
-  image_orientation,
-  image_size,
-  read_image,
-  read_mask,
-  to_classes,
-  turn,
-  value_counts,
-)
+from seg_jax.data.files import image_orientation, image_size, read_image, read_mask, turn
+from seg_jax.data.label_map import LabelMap, to_classes, value_counts
 from seg_jax.errors import UserError
 
 

@@ -29,6 +29,7 @@ from seg_jax.data.datasets import cityscapes, oxford_pets
 from seg_jax.data.datasets.base import DatasetInfo, dataset_dir, voc_colormap
 from seg_jax.data.datasets.classes import MAX_CLASSES, read_classes
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 PICTURES = ('image', 'image_left')
@@ -260,7 +261,7 @@ def picture_and_mask(features, place: Path) -> tuple[str, str]:
   return picture, mask
 
 
-def _meaning(name: str, feature, classes: Path, masks) -> tuple[DatasetInfo, files.LabelMap]:
+def _meaning(name: str, feature, classes: Path, masks) -> tuple[DatasetInfo, LabelMap]:
   """The classes, and what they look like in the masks."""
   if name in _TABLES:
     return _TABLES[name]
@@ -273,8 +274,8 @@ def _meaning(name: str, feature, classes: Path, masks) -> tuple[DatasetInfo, fil
   return DatasetInfo(name, tuple(feature.names), voc_colormap(count)), _one_to_one(count, True)
 
 
-def _one_to_one(num_classes: int, ignore_is_assumed: bool = False) -> files.LabelMap:
-  return files.LabelMap({**{i: i for i in range(num_classes)}, IGNORE: IGNORE}, ignore_is_assumed)
+def _one_to_one(num_classes: int, ignore_is_assumed: bool = False) -> LabelMap:
+  return LabelMap({**{i: i for i in range(num_classes)}, IGNORE: IGNORE}, ignore_is_assumed)
 
 
 def read_json(path: Path) -> dict:

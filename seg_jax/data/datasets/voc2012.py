@@ -32,6 +32,7 @@ from seg_jax.data.datasets.base import (
   voc_colormap,
 )
 from seg_jax.data.datasets.sources import FileSource
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 # fmt: off
@@ -51,7 +52,7 @@ INFO = DatasetInfo(
   layout=('JPEGImages', 'SegmentationClass', 'ImageSets/Segmentation'),
 )
 INFOS = {'': INFO}
-LABELS = files.LabelMap({**{i: i for i in range(len(_CLASSES))}, 255: IGNORE})
+LABELS = LabelMap({**{i: i for i in range(len(_CLASSES))}, 255: IGNORE})
 
 
 def open_split(data_config, split: str, seed: int) -> FileSource:

@@ -12,8 +12,8 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from configs.common import get_config
-from seg_jax.data import files
 from seg_jax.data.datasets import apolloscape, open_dataset, recognise
+from seg_jax.data.label_map import read_label
 from seg_jax.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[4] / 'shared' / 'data' / 'apolloscape'
@@ -181,7 +181,7 @@ class LaneTest(ApolloscapeTest):
     self.assertLen(paths, 6)
     train_ids = {value: train_id for _, value, train_id, _, _ in self.toolkit()}
     for path in paths:
-      label = files.read_label(path, apolloscape.LABELS['lane'])
+      label = read_label(path, apolloscape.LABELS['lane'])
       values = np.bincount(np.asarray(Image.open(path)).ravel(), minlength=256)
       counts = np.zeros(256, int)
       for value in np.flatnonzero(values):

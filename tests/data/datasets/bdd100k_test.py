@@ -13,8 +13,8 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from configs.common import get_config
-from seg_jax.data import files
 from seg_jax.data.datasets import bdd100k, open_dataset, recognise
+from seg_jax.data.label_map import read_label
 from seg_jax.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[4] / 'shared' / 'data' / 'bdd100k'
@@ -133,7 +133,7 @@ class Bdd100kTest(parameterized.TestCase):
   @parameterized.parameters('semseg_mask.png', 'to_rle/test-mask.png', 'to_rle/sem_seg/masks/0.png')
   def test_the_toolkits_masks_are_what_pillow_reads(self, path):
     path = SHARED / 'toolkit_testcases/label' / path
-    label = files.read_label(path, bdd100k.LABELS)
+    label = read_label(path, bdd100k.LABELS)
     np.testing.assert_array_equal(histogram(label), histogram(Image.open(path)))
 
   @parameterized.parameters(

@@ -6,8 +6,9 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from configs.common import get_config
-from seg_jax.data import files
+from seg_jax import IGNORE
 from seg_jax.data.datasets import camvid
+from seg_jax.data.label_map import LabelMap, read_label
 from seg_jax.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[4] / 'shared' / 'data'
@@ -44,26 +45,26 @@ class CamvidTest(parameterized.TestCase):
   def test_class_shares_of_test_are_those_counted_before(self):
     labels = sorted((SHARED / 'camvid/testannot').iterdir())
     counts = sum(
-      np.bincount(files.read_label(path, camvid.LABELS).ravel(), minlength=256) for path in labels
+      np.bincount(read_label(path, camvid.LABELS).ravel(), minlength=256) for path in labels
     )
     published = [17.07, 24.61, 1.18, 25.81, 9.27, 11.25, 1.01, 1.18, 3.97, 0.63, 0.19]
     np.testing.assert_allclose(100 * counts[:11] / counts.sum(), published, atol=0.006)
-    np.testing.assert_allclose(100 * counts[files.IGNORE] / counts.sum(), 3.83, atol=0.006)
+    np.testing.assert_allclose(100 * counts[IGNORE] / counts.sum(), 3.83, atol=0.006)
 
   def test_colours_are_those_of_the_original_masks(self):
     originals = sorted((SHARED / 'camvid_rgb11').glob('*_labels/*.png'))
     if not originals:
       self.skipTest(f'{SHARED / "camvid_rgb11"} is not there')
     colours = {tuple(colour): i for i, colour in enumerate(camvid.INFO.palette.tolist())}
-    by_colour = files.LabelMap({**colours, (0, 0, 0): files.IGNORE})
+    by_colour = LabelMap({**colours, (0, 0, 0): IGNORE})
     seen = set()
     for path in originals:
       folder = path.parent.name.replace('_labels', 'annot')
       grey = SHARED / 'camvid' / folder / path.name.replace('_L', '')
-      label = files.read_label(grey, camvid.LABELS)
-      np.testing.assert_array_equal(files.read_label(path, by_colour), label)
+      label = read_label(grey, camvid.LABELS)
+      np.testing.assert_array_equal(read_label(path, by_colour), label)
       seen.update(np.unique(label).tolist())
-    self.assertEqual(seen, {*range(11), files.IGNORE})
+    self.assertEqual(seen, {*range(11), IGNORE})
 
 
 class Original32Test(parameterized.TestCase):

@@ -12,8 +12,8 @@ from absl.testing import absltest, parameterized
 from PIL import ExifTags, Image, ImageOps
 
 from seg_jax.data.datasets import base, sources
-from seg_jax.data.files import LabelMap
 from seg_jax.data.instances import from_ids
+from seg_jax.data.label_map import LabelMap
 from seg_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
