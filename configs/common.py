@@ -36,7 +36,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   data.bits = 8  # of each value, 8 or 16; likewise
   data.mean = (0.485, 0.456, 0.406)  # of a picture in [0, 1], per channel
   data.std = (0.229, 0.224, 0.225)
-  data.num_threads = 2  # that read and augment, in each process
+  data.num_threads = 4  # that read and augment, in each process
   data.num_workers = 0  # processes; 0: threads alone, which is faster for small data sets
   data.cache_gib = 4.0  # of memory for each split; its decoded pictures are kept if all of them fit
 
