@@ -9,7 +9,8 @@ with `classes` and `is_crowd`, and `depth` float32 [H, W] in metres.
 
 Beside them `seg_jax.json` has the facts of the dataset and the shards' sizes and checksums, and
 `seg_jax-SPLIT.json` the names and sizes of the records. A shard has its name only when it is whole.
-What was stopped goes on at the first shard that is missing, and ends with the same bytes.
+What was stopped goes on at the first shard that is missing, and ends with the same bytes. Masks
+that are edited under their old names are not noticed: prepare them anew, with another --workdir.
 """
 
 import dataclasses

@@ -65,7 +65,8 @@ def _remark(record: transforms.Record) -> str:
   """How many objects there are, and how far the depths go."""
   remark = ''
   if 'instances' in record:
-    remark += f'; {np.count_nonzero(np.unique(record["instances"]))} objects'
+    count = np.count_nonzero(np.unique(record['instances']))
+    remark += f'; {count} object{"" if count == 1 else "s"}'
   if 'depth' in record and (known := record['depth'][record['depth'] > 0]).size:
     remark += f'; {known.min():.3g} to {known.max():.3g} m'
   return remark

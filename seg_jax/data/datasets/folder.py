@@ -21,7 +21,7 @@ Instead of `masks/` there may be
 - `annotations.json`, of COCO's form, or `annotations/train.json`, `annotations/val.json`, ... (or
   `annotations/instances_train.json`, ...), which are the splits then. `file_name` is a path below
   `images/`, or below `images/SPLIT/`. Without `classes.txt` the classes are `background` and the
-  categories by their ids.
+  categories by their ids. Pictures that `annotations.json` does not list are an error.
 - LabelMe's `x.json` beside each `images/x.jpg`, or in `annotations/`. Labels are the names in
   `classes.txt`; pictures without a JSON file are left out.
 
