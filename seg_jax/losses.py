@@ -12,6 +12,7 @@ import numpy as np
 
 from seg_jax import IGNORE
 from seg_jax.errors import UserError, nearest
+from seg_jax.ops import one_hot
 
 TERMS = ('cross_entropy', 'dice', 'focal', 'lovasz')
 WEIGHTINGS = ('none', 'median_frequency', 'enet')
@@ -84,7 +85,7 @@ def dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
   pixels and 0 elsewhere; the sums run over all labelled pixels of the batch. No smoothing constant:
   with only the classes that occur, sum(g^2) is at least 1.
   """
-  truth = _one_hot(labels, logits.shape[-1])
+  truth = one_hot.encode(labels, logits.shape[-1], bool)
   probs = jax.nn.softmax(logits.astype(jnp.float32))
   probs = jnp.where((labels != IGNORE)[..., None], probs, 0)
   pixels = jnp.sum(truth, axis=(0, 1, 2), dtype=jnp.float32)
@@ -102,7 +103,7 @@ def lovasz_softmax(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   num_classes = logits.shape[-1]
   probs = jax.nn.softmax(logits.astype(jnp.float32)).reshape(-1, num_classes).T  # [C, pixels]
-  inside = _one_hot(labels, num_classes).reshape(-1, num_classes).T
+  inside = one_hot.encode(labels, num_classes, bool).reshape(-1, num_classes).T
   outside = ~inside & (labels != IGNORE).reshape(1, -1)  # an ignored pixel is neither
   errors = jnp.where(inside, 1 - probs, probs)
 
@@ -192,17 +193,12 @@ def _check_weighting(name: str) -> None:
     raise UserError(f"config.loss.class_weights: unknown '{name}'{nearest(name, WEIGHTINGS)}")
 
 
-def _one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
-  """Bool [N, H, W, C], all False where ignored."""
-  return labels[..., None] == jnp.arange(num_classes, dtype=labels.dtype).reshape(1, 1, 1, -1)
-
-
 def _at_label(values: jax.Array, labels: jax.Array) -> jax.Array:
   """`values` [N, H, W, C] at each pixel's class, 0 where ignored; [N, H, W].
 
   A select, not a gather, whose gradient would be a scatter: three times slower on a CPU.
   """
-  return jnp.sum(jnp.where(_one_hot(labels, values.shape[-1]), values, 0), axis=-1)
+  return jnp.sum(jnp.where(one_hot.encode(labels, values.shape[-1], bool), values, 0), axis=-1)
 
 
 def _hardest(costs: jax.Array, valid: jax.Array, fraction: float) -> jax.Array:

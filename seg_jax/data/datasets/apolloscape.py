@@ -34,9 +34,9 @@ from seg_jax.data.datasets.base import (
   DatasetInfo,
   check_present,
   check_split,
-  choose_variant,
   dataset_dir,
   lines,
+  variant_of,
 )
 from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.label_map import LabelMap
@@ -102,7 +102,7 @@ _SPLITS = ('train', 'val')
 def open_split(data_config, split: str, seed: int) -> FileSource:
   """`split` is train or val; test has no public labels."""
   del seed
-  variant = choose_variant(data_config, {name: name for name in INFOS})
+  variant = variant_of(data_config, INFOS)
   root = dataset_dir(data_config, INFOS[variant])
   check_split(split, _SPLITS)
   scene, extras = variant == 'scene', data_config.extras

@@ -177,9 +177,14 @@ def check_extras(extras: Sequence[str], info: DatasetInfo, known: Sequence[str])
   return tuple(extras)
 
 
+def variant_of(data_config, known: Collection[str]) -> str:
+  """`data.variant`, or the first that is known where that is not set."""
+  return data_config.variant or next(iter(known))
+
+
 def choose_variant(data_config, known: Mapping[str, Any]) -> Any:
-  """What `known` holds for `data.variant`; its first entry where that is not set."""
-  return known[data_config.variant or next(iter(known))]
+  """What `known` holds for `variant_of` it."""
+  return known[variant_of(data_config, known)]
 
 
 def voc_colormap(num_classes: int) -> np.ndarray:

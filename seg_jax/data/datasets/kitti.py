@@ -34,9 +34,9 @@ from seg_jax.data.datasets.base import (
   DatasetInfo,
   check_present,
   check_split,
-  choose_variant,
   dataset_dir,
   make_records,
+  variant_of,
 )
 from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.label_map import LabelMap
@@ -72,7 +72,7 @@ _FIRST_OF_VAL = {'semantic': 160, 'road': 76}
 def open_split(data_config, split: str, seed: int) -> FileSource:
   """`split` is train, val or all; testing has no public labels."""
   del seed
-  variant = choose_variant(data_config, {name: name for name in INFOS})
+  variant = variant_of(data_config, INFOS)
   info = INFOS[variant]
   root = dataset_dir(data_config, info, 'data_road' if variant == 'road' else 'data_semantics')
   check_split(split, list(info.num_images))

@@ -31,9 +31,9 @@ from seg_jax.data import files, instances
 from seg_jax.data.datasets.base import (
   DatasetInfo,
   check_split,
-  choose_variant,
   dataset_dir,
   make_records,
+  variant_of,
 )
 from seg_jax.data.datasets.sources import FileSource
 from seg_jax.data.label_map import LabelMap
@@ -173,7 +173,7 @@ LABELS = {variant: label_map for variant, (_, label_map) in _TABLES.items()}
 def open_split(data_config, split: str, seed: int) -> FileSource:
   """`split` is train or val; testing has no public labels."""
   del seed
-  variant = choose_variant(data_config, {name: name for name in INFOS})
+  variant = variant_of(data_config, INFOS)
   root = dataset_dir(data_config, INFOS[variant])
   check_split(split, list(_FOLDERS))
   info, label_map = _tables_of(root, variant)

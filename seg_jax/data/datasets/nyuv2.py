@@ -30,9 +30,9 @@ from seg_jax.data.datasets.base import (
   DatasetInfo,
   check_extras,
   check_split,
-  choose_variant,
   dataset_dir,
   make_records,
+  variant_of,
   voc_colormap,
 )
 from seg_jax.data.datasets.sources import FileSource, Source
@@ -134,7 +134,7 @@ MAT_LABELS = {  # of the .mat
 def open_split(data_config, split: str, seed: int) -> Source:
   """`split` is train or test."""
   del seed
-  variant = choose_variant(data_config, {name: name for name in INFOS})
+  variant = variant_of(data_config, INFOS)
   info, extras = INFOS[variant], data_config.extras
   root = dataset_dir(data_config, info)
   check_split(split, list(info.num_images))
