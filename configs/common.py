@@ -6,13 +6,13 @@ unknown key on the command line is an error, so nothing is configured that nothi
 
 import ml_collections
 
-# Splits to train on and to evaluate, where they are not called train and val.
-_SPLITS = {'nyuv2': ('train', 'test')}
-
 
 def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
-  """Defaults for `dataset`, one of `seg_jax.data.datasets.DATASETS`."""
-  train_split, eval_splits = _SPLITS.get(dataset, ('train', 'val'))
+  """Defaults for `dataset`, one of `seg_jax.data.datasets.DATASETS`.
+
+  What depends on the dataset alone (crops, batches, splits) is set here; a system's file adds its
+  model, its optimizer and how long it trains.
+  """
   config = ml_collections.ConfigDict()
   config.name = ''  # the system; the config file sets it
   config.seed = 0  # of parameters, shuffling, augmentation and dropout
@@ -67,7 +67,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   optimizer.ema_decay = 0.0  # evaluate an average of the weights; 0: off
 
   config.train = train = ml_collections.ConfigDict()
-  train.split = train_split
+  train.split = 'train'
   train.num_steps = 1000
   train.accumulation = 1  # a batch is taken in this many parts, to save memory
   train.log_every = 20
@@ -76,9 +76,33 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   train.keep_last = 2  # checkpoints, besides the best
 
   config.eval = evaluate = ml_collections.ConfigDict()
-  evaluate.splits = eval_splits  # comma-separated; the first is watched during training
+  evaluate.splits = 'val'  # comma-separated; the first is watched during training
   evaluate.batch_size = 16
   evaluate.size_multiple = 32  # pictures are padded to it, so that few shapes are compiled
   evaluate.checkpoint = 'best'  # best | last | a step
   evaluate.num_pictures = 8  # in eval/SPLIT.png
+
+  if dataset == 'shapes':
+    data.batch_size = 8
+    data.scale_range = (1.0, 1.0)  # the scenes vary enough by themselves
+    data.photometric = 0.0
+    loss.dice = 0.5
+  elif dataset == 'camvid':
+    data.batch_size = 8
+    data.crop_size = (352, 480)
+    loss.dice = 0.5  # the rare classes count as much as the road
+    evaluate.splits = 'val,test'
+    evaluate.batch_size = 8
+    evaluate.size_multiple = 8  # 360 x 480 stays as it is
+  elif dataset == 'folder':
+    data.batch_size = 8
+    data.crop_size = (224, 224)
+    loss.dice = 0.5
+    evaluate.batch_size = 4
+  else:  # a start, on a GPU; nothing here has been tuned
+    data.batch_size = 8
+    data.crop_size = (320, 320)
+    evaluate.batch_size = 4
+    if dataset == 'nyuv2':
+      evaluate.splits = 'test'  # its owners have no val
   return config
