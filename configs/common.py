@@ -48,6 +48,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   loss.dice = 0.0
   loss.focal = 0.0
   loss.lovasz = 0.0
+  loss.auxiliary = 0.4  # of the same terms over each of a model's further outputs, if it has any
   loss.class_weights = 'none'  # none | median_frequency | enet, in cross entropy and focal
   loss.label_smoothing = 0.0
   loss.focal_gamma = 2.0

@@ -22,8 +22,8 @@ CHECKS = (
     'number of 0 or more',
     lambda v: 0 <= v < math.inf,
     'data.num_workers data.cache_gib loss.cross_entropy loss.dice loss.focal loss.lovasz '
-    'loss.focal_gamma optimizer.learning_rate optimizer.weight_decay optimizer.clip_norm '
-    'optimizer.poly_power optimizer.step_factor optimizer.warmup_steps',
+    'loss.focal_gamma loss.auxiliary optimizer.learning_rate optimizer.weight_decay '
+    'optimizer.clip_norm optimizer.poly_power optimizer.step_factor optimizer.warmup_steps',
   ),
   ('whole number from 0 to 2**32 - 1', lambda v: type(v) is int and 0 <= v < 2**32, 'seed'),
   (

@@ -1,4 +1,4 @@
-"""Scores of semantic segmentation, all from one integer confusion matrix over the whole split.
+"""Scores of semantic segmentation, from integer counts over the whole split.
 
 Three phases: `count` runs on the device, in int32, for one batch; `merge` adds its counts to the
 state on the host, in int64, because int32 overflows on large splits; `result` divides, once.
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seg_jax import IGNORE
+from seg_jax.metrics import boundary
 
 IGNORED_PIXELS = (
   'Pixels labelled 255 are left out: they count neither as truth nor as prediction of any class.'
@@ -20,11 +21,13 @@ def empty(num_classes: int) -> dict[str, np.ndarray]:
   """The state before the first batch; all int64.
 
   `confusion` [C, C] are pixels by truth (row) and prediction (column), `top5` [C] are those of each
-  true class that is among the five likeliest, `images` is how many images were seen.
+  true class that is among the five likeliest, `boundary` [3, C] are the pixels of
+  `boundary.count`, `images` is how many images were seen.
   """
   return {
     'confusion': np.zeros((num_classes, num_classes), np.int64),
     'top5': np.zeros(num_classes, np.int64),
+    'boundary': np.zeros((3, num_classes), np.int64),
     'images': np.zeros((), np.int64),
   }
 
@@ -54,6 +57,7 @@ def count(
   return {
     'confusion': pairs.reshape(num_classes, num_classes),
     'top5': _histogram(labels, counted & in_top5, num_classes),
+    'boundary': boundary.count(predicted_labels, jnp.where(counted, labels, IGNORE), num_classes),
     'images': jnp.sum(valid, dtype=jnp.int32),
   }
 
@@ -81,10 +85,10 @@ def result(state: dict, class_names) -> dict:
   """The scores in [0, 1] of the whole split, as written to `eval/SPLIT.json`.
 
   With TP, FP and FN a class's pixels: `iou` = TP / (TP + FP + FN), `dice` = 2 TP / (2 TP + FP +
-  FN), `cosine` (Ochiai) = TP / sqrt((TP + FP)(TP + FN)), `accuracy` = TP / (TP + FN). What a class
-  cannot have is None and is not averaged: all four if it is in neither labels nor predictions,
-  `accuracy` alone if it is only predicted (the others are then 0, and are averaged). The means are
-  None if nothing is labelled.
+  FN), `cosine` (Ochiai) = TP / sqrt((TP + FP)(TP + FN)), `accuracy` = TP / (TP + FN);
+  `boundary_iou` is the IoU near outlines. What a class cannot have is None and is not averaged: all
+  five if it is in neither labels nor predictions, `accuracy` alone if it is only predicted (the
+  others are then 0, and are averaged). The means are None if nothing is labelled.
   """
   confusion = state['confusion']
   hits = np.diag(confusion).astype(np.float64)
@@ -98,9 +102,12 @@ def result(state: dict, class_names) -> dict:
   product = truth.astype(np.float64) * predicted
   cosine = _divide(hits, np.where(either > 0, np.sqrt(np.maximum(product, 1)), 0))
   accuracy = _divide(hits, truth)
+  near, true_band, predicted_band = state['boundary']
+  boundary_iou = _divide(near, true_band + predicted_band - near)
 
   scores = {
     'miou': _mean(iou),
+    'boundary_iou': _mean(boundary_iou),
     'pixel_accuracy': _number(_divide(hits.sum(), total)),
     'mean_accuracy': _mean(accuracy),
     'frequency_weighted_iou': _number(_divide(np.nansum(truth * iou), total)),
@@ -110,16 +117,17 @@ def result(state: dict, class_names) -> dict:
   if len(confusion) > 5:
     scores['top5_accuracy'] = _number(_divide(state['top5'].sum(), total))
   top5 = _divide(state['top5'], truth)
-  columns = zip(class_names, iou, dice, cosine, accuracy, truth, strict=True)
+  columns = zip(class_names, iou, boundary_iou, dice, cosine, accuracy, truth, strict=True)
   scores['per_class'] = {
     name: {
       'iou': _number(i),
+      'boundary_iou': _number(b),
       'dice': _number(d),
       'cosine': _number(c),
       'accuracy': _number(a),
       'pixels': int(pixels),
     }
-    for name, i, d, c, a, pixels in columns
+    for name, i, b, d, c, a, pixels in columns
   }
   if len(confusion) > 5:
     for scores_of_class, share in zip(scores['per_class'].values(), top5, strict=True):
@@ -144,7 +152,8 @@ def table(result: dict) -> str:
   rule = '-' * len(lines[0])
   lines = [lines[0], rule, *lines[1:-1], rule, lines[-1].rstrip()]
   lines.append(
-    f'pixel accuracy {_percent(result["pixel_accuracy"])}, {result["num_images"]} images'
+    f'pixel accuracy {_percent(result["pixel_accuracy"])}, boundary IoU '
+    f'{_percent(result["boundary_iou"])}, {result["num_images"]} images'
   )
   return '\n'.join(lines)
 

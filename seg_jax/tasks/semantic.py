@@ -69,11 +69,15 @@ class SemanticTask:
     outputs, state = self.model.apply(
       variables, images, train=train, rngs={'dropout': key}, mutable=list(state) if train else []
     )
-    total, logs = losses.combine(
-      outputs['logits'], batch['label'], self.loss_config, self.class_weights
-    )
+    total, logs = self._combined(outputs['logits'], batch)
+    if auxiliary := outputs.get('aux_logits', ()):
+      logs['auxiliary'] = sum(self._combined(logits, batch)[0] for logits in auxiliary)
+      total += self.loss_config.auxiliary * logs['auxiliary']
     weight = losses.pixel_weights(batch['label'], self.class_weights).sum()
     return total, (state, logs | {'weight': weight})
+
+  def _combined(self, logits, batch):
+    return losses.combine(logits, batch['label'], self.loss_config, self.class_weights)
 
   def predict(self, variables: dict, batch: dict) -> dict:
     """`logits` float32 [N, H, W, num_classes] and `label` int32 [N, H, W], both at full size."""

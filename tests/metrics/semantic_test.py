@@ -157,21 +157,24 @@ class ResultTest(MetricsTest):
   def test_class_in_neither_labels_nor_predictions_is_none_and_not_averaged(self):
     result = score([[3, 0, 1], [0, 0, 0], [2, 0, 4]])
     without = score([[3, 1], [2, 4]])
-    nothing = {'iou': None, 'dice': None, 'cosine': None, 'accuracy': None, 'pixels': 0}
+    nothing = dict.fromkeys(('iou', 'boundary_iou', 'dice', 'cosine', 'accuracy')) | {'pixels': 0}
     self.assertEqual(result['per_class']['b'], nothing)
     for name in ('miou', 'mean_accuracy', 'frequency_weighted_iou', 'mean_dice', 'mean_cosine'):
       self.assertEqual(result[name], without[name], name)
 
   def test_class_that_is_only_predicted_scores_zero_and_has_no_accuracy(self):
-    result = score([[3, 1], [0, 0]])
-    expected = {'iou': 0.0, 'dice': 0.0, 'cosine': 0.0, 'accuracy': None, 'pixels': 0}
+    result = score([[3, 1], [0, 0]], boundary=np.array([[2, 0], [3, 0], [2, 1]]))
+    expected = dict.fromkeys(('iou', 'boundary_iou', 'dice', 'cosine'), 0.0)
+    expected |= {'accuracy': None, 'pixels': 0}
     self.assertEqual(result['per_class']['b'], expected)
     self.assertEqual(result['miou'], 0.75 / 2)
+    self.assertEqual(result['boundary_iou'], (2 / 3) / 2)
     self.assertEqual(result['mean_accuracy'], 0.75)
 
   def test_class_that_is_never_predicted_scores_zero(self):
-    result = score([[3, 0], [2, 0]])
-    expected = {'iou': 0.0, 'dice': 0.0, 'cosine': 0.0, 'accuracy': 0.0, 'pixels': 2}
+    result = score([[3, 0], [2, 0]], boundary=np.array([[2, 0], [3, 1], [2, 0]]))
+    expected = dict.fromkeys(('iou', 'boundary_iou', 'dice', 'cosine', 'accuracy'), 0.0)
+    expected |= {'pixels': 2}
     self.assertEqual(result['per_class']['b'], expected)
 
   def test_a_prediction_on_an_ignored_pixel_is_no_prediction(self):
@@ -240,12 +243,14 @@ class TableTest(MetricsTest):
       self.assertStartsWith(mean, 'mean')
 
   def test_shows_percent_by_hand(self):
-    text = semantic.table(score([[3, 1], [2, 4]], images=7))
+    boundary = np.array([[1, 3], [2, 4], [2, 3]])
+    text = semantic.table(score([[3, 1], [2, 4]], images=7, boundary=boundary))
     rows = [line.split() for line in text.split('\n')]
     self.assertEqual(rows[2], ['a', '50.00', '66.67', '75.00', '40.00'])
     self.assertEqual(rows[3], ['b', '57.14', '72.73', '66.67', '60.00'])
     self.assertEqual(rows[5], ['mean', '53.57', '69.70', '70.83'])
-    self.assertEqual(text.split('\n')[-1], 'pixel accuracy 70.00, 7 images')
+    last = 'pixel accuracy 70.00, boundary IoU 54.17, 7 images'  # (1 / 3 + 3 / 4) / 2
+    self.assertEqual(text.split('\n')[-1], last)
 
 
 if __name__ == '__main__':
