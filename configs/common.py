@@ -70,6 +70,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   config.train = train = ml_collections.ConfigDict()
   train.split = 'train'
   train.num_steps = 1000
+  train.init_from = ''  # a workdir whose best weights a fresh run starts with, where they fit
   train.accumulation = 1  # a batch is taken in this many parts, to save memory
   train.log_every = 20
   train.eval_every = 500  # steps; also at the end

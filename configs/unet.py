@@ -22,6 +22,7 @@ def get_config(dataset: str = 'shapes'):
   config.model.upsampling = 'transposed'  # transposed | bilinear
   config.model.norm = 'batch'  # batch | group | none
   config.model.dropout = 0.0  # at the end of the contracting path
+  config.model.skips = True
   config.optimizer.learning_rate = 4e-3
   config.optimizer.warmup_steps = 30
   if dataset == 'shapes':

@@ -2,18 +2,27 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from matplotlib.figure import Figure
 
 from seg_jax import atomic, pictures, settings
+from seg_jax.data.datasets import open_dataset
+from seg_jax.data.datasets.base import DatasetInfo
+from seg_jax.models import build_model
+from seg_jax.tasks import build_task
 from seg_jax.training import checkpoints, loop
 from seg_jax.training.logs import read_metrics
+from seg_jax.training.mesh import make_mesh
 
 
 def trained(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -36,6 +45,30 @@ def trained(config: ml_collections.ConfigDict, workdir: Path) -> dict:
   images = config.train.num_steps * config.data.batch_size
   scores = {split: json.loads(p.read_text()) for split, p in zip(splits, paths, strict=True)}
   return scores | {'seconds': images / statistics.median(speeds)}
+
+
+def predicted(
+  config: ml_collections.ConfigDict, workdir: Path, split: str, indices: Sequence[int]
+) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], DatasetInfo]:
+  """Picture, truth and prediction of some records, by the best checkpoint of `workdir`."""
+  source = open_dataset(config.data, split, config.seed)
+  _, variables, info = checkpoints.load_variables(config, workdir, make_mesh(), source.info)
+  task = build_task(config, info)
+  predict = jax.jit(lambda variables, image: task.predict(variables, {'image': image})['label'])
+  panels = []
+  for index in indices:
+    record = source[index]
+    label = predict(variables, record['image'][None])[0]
+    panels.append((record['image'], record['label'], np.asarray(label)))
+  return panels, info
+
+
+def num_parameters(config: ml_collections.ConfigDict, num_classes: int) -> int:
+  """Of the model that `config` describes."""
+  model = build_model(config, num_classes)
+  image = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), jnp.float32)
+  shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes['params']))
 
 
 def last_step(workdir: Path) -> int:

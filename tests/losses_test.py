@@ -299,7 +299,7 @@ class LovaszTest(LossTest):
 class CombineTest(LossTest):
   def test_is_the_weighted_sum_of_the_terms_asked_for(self):
     logits, labels = example()
-    config = common.get_config().loss
+    config = common.get_config('coco').loss
     config.update(cross_entropy=0.5, dice=2.0, focal=3.0, lovasz=4.0)
     config.update(focal_gamma=1.5, label_smoothing=0.1, hard_pixel_fraction=0.5)
     combine = jax.jit(functools.partial(losses.combine, loss_config=config))
@@ -313,7 +313,7 @@ class CombineTest(LossTest):
 
   def test_leaves_out_terms_of_weight_zero(self):
     logits, labels = example()
-    total, values = losses.combine(logits, labels, common.get_config().loss)
+    total, values = losses.combine(logits, labels, common.get_config('coco').loss)
     self.assertEqual(list(values), ['cross_entropy'])
     self.assertEqual(total, values['cross_entropy'])
 
@@ -324,7 +324,7 @@ class CombineTest(LossTest):
     (dict(class_weights='ent'), "config.loss.class_weights: unknown 'ent'.*'enet'"),
   )
   def test_refuses_a_config_that_cannot_be(self, change, message):
-    config = common.get_config().loss
+    config = common.get_config('coco').loss
     config.update(change)
     with self.assertRaisesRegex(UserError, message):
       losses.combine(*example(), config)

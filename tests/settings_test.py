@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 from configs import common, unet
 from seg_jax import settings
 from seg_jax.errors import UserError
+from tests.configs_test import CONFIGS
 
 
 class SettingsTest(parameterized.TestCase):
@@ -103,7 +104,9 @@ class SettingsTest(parameterized.TestCase):
       settings.for_training(config, self.folder)
 
   def test_every_key_that_is_checked_or_free_exists(self):
-    known = settings.flat(unet.get_config().to_dict())
+    known = {
+      key for get_config in CONFIGS.values() for key in settings.flat(get_config().to_dict())
+    }
     for _, _, keys in settings.CHECKS:
       self.assertContainsSubset(keys.split(), known)
     for key in settings.FREE:

@@ -5,9 +5,26 @@ import jax.numpy as jnp
 import ml_collections
 
 from seg_jax import errors
+from seg_jax.models.conv_only import ConvOnly
+from seg_jax.models.deconvnet import DeconvNet
+from seg_jax.models.fcn import FCN
+from seg_jax.models.multi_scale import MultiScale
+from seg_jax.models.recurrent_scene import RecurrentScene
+from seg_jax.models.segnet import SegNet, SegNetBasic
+from seg_jax.models.sliding_window import SlidingWindow
 from seg_jax.models.unet import UNet
 
-MODELS = {'unet': UNet}
+MODELS = {
+  'conv_only': ConvOnly,
+  'deconvnet': DeconvNet,
+  'fcn': FCN,
+  'multi_scale': MultiScale,
+  'recurrent_scene': RecurrentScene,
+  'segnet': SegNet,
+  'segnet_basic': SegNetBasic,
+  'sliding_window': SlidingWindow,
+  'unet': UNet,
+}
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 

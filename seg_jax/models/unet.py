@@ -33,6 +33,7 @@ class UNet(nn.Module):
   upsampling: str = 'transposed'
   norm: str = 'batch'
   dropout: float = 0.0
+  skips: bool = True  # False, for comparison: the expanding path knows what the bottom tells it
   dtype: jnp.dtype = jnp.float32
 
   def __call__(
@@ -89,7 +90,8 @@ class UNet(nn.Module):
     for level in reversed(range(self.depth)):
       features = self.width * 2**level
       x = self._upsample(x, features, f'up{level}')
-      x = jnp.concatenate([_centre_crop(skips[level], x.shape[1:3]), x], -1)
+      if self.skips:
+        x = jnp.concatenate([_centre_crop(skips[level], x.shape[1:3]), x], -1)
       x = double_conv(x, features, f'up{level}')
     return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name='head')(x).astype(jnp.float32)
 

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
 from seg_jax import errors, settings
@@ -110,6 +110,18 @@ class Checkpoints:
     target = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
     with _readable(place):
       return self._manager.restore(step, args=ocp.args.Composite(state=target))['state']
+
+  def variables(self, step: int, sharding: NamedSharding) -> dict:
+    """What evaluation used at `step`, of whatever model, as plain dicts of arrays.
+
+    Raises:
+      UserError: unreadable files.
+    """
+    with _readable(self._directory / str(step)):
+      shapes = self._manager.item_metadata(step)['state'].tree
+      target = ocp.args.StandardRestore(placed(shapes, sharding))
+      state = self._manager.restore(step, args=ocp.args.Composite(state=target))['state']
+    return {'params': state['ema_params'] or state['params']} | state['model_state']
 
   def facts(self, step: int) -> dict:
     """The facts that were saved with `step`."""

@@ -16,6 +16,7 @@ from seg_jax.training.logs import Recorder, read_metrics
 from seg_jax.training.mesh import make_mesh, placed, replicated, shard_batch, sharded
 from seg_jax.training.optimizer import make_optimizer, make_schedule
 from seg_jax.training.step import init_state, make_step
+from seg_jax.training.transfer import start_from
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -52,6 +53,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
   if start := saved.find('last') or 0:
     state = saved.restore(start, state, facts)
     print(f'going on from step {start} of {num_steps} in {workdir}')
+  elif config.train.init_from:
+    state = start_from(state, Path(config.train.init_from))
   if start > num_steps:
     raise UserError(f'train.num_steps is {num_steps}, but {workdir} holds step {start} already')
   step_fn = make_step(

@@ -53,7 +53,7 @@ def make_source(count, bad=None):
 
 
 def train(source, num_batches, seed=0, start_step=0, **changes):
-  data = get_config().data
+  data = get_config('folder').data
   data.update({'batch_size': 4, 'crop_size': (12, 17), 'max_instances': MAX_INSTANCES, **changes})
   iterator = pipeline.train_batches(source, data, seed=seed, start_step=start_step)
   return [next(iterator) for _ in range(num_batches)]
@@ -192,7 +192,7 @@ class TrainBatchesTest(parameterized.TestCase):
     count, start_step = 40, 2
     expected = train(make_source(count), 10)
     bad = expected[-1]['index'][-1]  # the last of the first epoch: nine batches are good
-    data = get_config().data
+    data = get_config('folder').data
     data.update({'batch_size': 4, 'crop_size': (12, 17), 'num_workers': 2})
     data.max_instances = MAX_INSTANCES
     iterator = pipeline.train_batches(make_source(count, bad), data, seed=0, start_step=start_step)

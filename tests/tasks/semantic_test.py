@@ -10,6 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import unet
+from seg_jax import losses
 from seg_jax.data.datasets.base import DatasetInfo, voc_colormap
 from seg_jax.metrics import semantic as metrics
 from seg_jax.tasks import build_task
@@ -110,6 +111,27 @@ class SemanticTaskTest(parameterized.TestCase):
       self.assertEqual(result[name], expected[name], name)
     self.assertEqual(result['per_class']['g']['iou'], 0)  # guessed, never true
     self.assertEqual(sheet.dtype, np.uint8)
+
+  def test_further_outputs_are_trained_too_by_their_weight(self):
+    class Twice(RedIsTheClass):
+      def __call__(self, images, train=False):
+        outputs = super().__call__(images)
+        return outputs | {'aux_logits': (0.5 * outputs['logits'], 0.0 * outputs['logits'])}
+
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[None], Memory([(9, 7)])[0])
+    batch['label'] = batch['label'].astype(jnp.int32)
+    key, task = jax.random.key(0), known_task()
+    weight = task.loss_config.auxiliary
+    plain, _ = task.loss({'params': {}}, batch, key, train=False)
+    further = []
+    for factor in (0.5, 0.0):
+      logits = task.model.apply({'params': {}}, batch['image'].astype(jnp.float32) / 255)['logits']
+      loss, _ = losses.combine(factor * logits, batch['label'], task.loss_config)
+      further.append(loss)
+    twice = dataclasses.replace(task, model=Twice())
+    total, (_, logs) = twice.loss({'params': {}}, batch, key, train=False)
+    self.assertAlmostEqual(float(logs['auxiliary']), float(sum(further)), places=5)
+    self.assertAlmostEqual(float(total), float(plain + weight * sum(further)), places=5)
 
   def test_nothing_labelled_gives_no_scores(self):
     source = Memory([(5, 5), (5, 5)])

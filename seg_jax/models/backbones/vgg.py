@@ -30,3 +30,24 @@ def stage(
     x = conv(times * width, (3, 3), name=f'conv{number}_{i}')(x)
     x = nn.relu(norm(name=f'norm{number}_{i}')(x))
   return x
+
+
+def mirrored_stage(
+  x: Float[Array, 'N H W D'],
+  number: int,
+  width: int,
+  conv: Callable[..., nn.Module],
+  norm: Callable[..., nn.Module],
+) -> Float[Array, 'N H W C']:
+  """Stage `number` of a decoder, after its upsampling: `stage` backwards, each with norm and ReLU.
+
+  The last convolution narrows to the channels of the stage below; stage 1 keeps its own. The layers
+  are called conv5_3d and so on, numbered as the encoder's that they mirror.
+  """
+  times, convolutions = STAGES[number - 1]
+  below, _ = STAGES[max(number - 2, 0)]
+  for i in range(convolutions, 0, -1):
+    features = width * (times if i > 1 else below)
+    x = conv(features, (3, 3), name=f'conv{number}_{i}d')(x)
+    x = nn.relu(norm(name=f'norm{number}_{i}d')(x))
+  return x

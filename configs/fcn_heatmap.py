@@ -1,0 +1,19 @@
+"""FCN's scores without interpolation (Long et al. 2015, https://arxiv.org/abs/1411.4038).
+
+    ./run.sh --config=configs/fcn_heatmap.py
+    ./run.sh --config=configs/fcn_heatmap.py:camvid --config.data.dir=PATH
+
+Each score labels the 32 x 32 pixels of its cell: what a classifier gives when its fully connected
+layers become convolutions (section 3.1), and what all of the paper's ways up have to beat. It has
+FCN-32s' parameters, and a finished FCN-32s as a heatmap is
+`--mode=eval --workdir=runs/fcn32s-shapes --config.model.head=heatmap`.
+"""
+
+from configs import fcn32s
+
+
+def get_config(dataset: str = 'shapes'):
+  config = fcn32s.get_config(dataset)
+  config.name = 'fcn_heatmap'
+  config.model.head = 'heatmap'
+  return config

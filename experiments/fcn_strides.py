@@ -1,0 +1,166 @@
+"""How finely an FCN has to score: a heatmap, 32s, 16s and 8s on CamVid.
+
+    python -m experiments.fcn_strides --camvid=DIR
+
+In stages, as in the paper (Long et al. 2015, section 4.2), and with as many steps for each net: an
+FCN-32s is trained first, then 32s, 16s and 8s go on from it, for the same number of steps and at
+the same learning rate. The heatmap is 32s with each score filling its cell, without interpolation.
+A small VGG16 (width 16), from scratch, on pictures of half the size; labels are judged at their own
+360 x 480.
+
+Writes `fcn_strides.json`, `fcn_strides.png` and `README.md` into `--out`, and the
+nets' predictions side by side into `--runs` (CamVid's pictures are for academic use). Started again
+after a stop, it goes on.
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from absl import app, flags
+from matplotlib.figure import Figure
+
+from configs import fcn32s
+from experiments import study
+from seg_jax import pictures, runtime
+from seg_jax.tasks import build_task
+from seg_jax.training import checkpoints, evaluation
+from seg_jax.training.mesh import make_mesh
+
+_CAMVID = flags.DEFINE_string('camvid', None, 'CamVid: train, trainannot, ...', required=True)
+_OUT = flags.DEFINE_string('out', 'experiments/results/fcn_strides', 'where the results go')
+_RUNS = flags.DEFINE_string('runs', 'runs/studies/fcn_strides', 'where the runs are kept')
+_STEPS = flags.DEFINE_integer('steps', 1000, 'of training, for each net, both stages together')
+
+FIRST_STAGE = 0.6  # of the steps
+STRIDES = {'heatmap': 32, '32s': 32, '16s': 16, '8s': 8}
+SHOWN = (12, 90, 170, 215)  # pictures of test, spread over its two sequences
+EXPLAINED = """
+Scores of test. The heatmap is the same net as 32s, each score filling its cell instead of being
+interpolated. Training is both stages of a net, without compilation and evaluation. Boundary IoU
+looks at the pixels near outlines alone. In the figure the classes with the fewest pixels, which are
+the thinnest, stand at the bottom.
+"""
+
+
+def config(head: str, steps: int, start: Path | None = None):
+  """A small FCN on half-size pictures, from scratch or from the finished run `start`."""
+  config = fcn32s.get_config('camvid')
+  config.dtype = 'float32'
+  config.data.update({'dir': _CAMVID.value, 'image_scale': 0.5, 'crop_size': (160, 224)})
+  config.model.update({'head': head, 'width': 16, 'fc_features': 256, 'dropout': 0.0})
+  config.optimizer.update({'learning_rate': 1e-3 if start else 2e-3, 'warmup_steps': 30})
+  config.train.update({'num_steps': steps, 'eval_every': steps, 'checkpoint_every': 100})
+  config.train.init_from = str(start or '')
+  return config
+
+
+def judged(config, workdir: Path, out: Path) -> dict:
+  """The scores of the net in `workdir` on test, with `config`'s head; kept in `out`."""
+  path = out / 'eval' / 'test.json'
+  if not path.exists():
+    source = evaluation.open_splits(config)['test']
+    mesh = make_mesh()
+    step, variables, info = checkpoints.load_variables(config, workdir, mesh, source.info)
+    task = build_task(config, info)
+    evaluation.Evaluator(task, source, config, 'test', mesh)(step, variables, out)
+  return json.loads(path.read_text())
+
+
+def side_by_side(nets: dict[str, tuple], path: Path) -> None:
+  """Pictures of test, their labels, and what each net (config, workdir) makes of them."""
+  panels = {}
+  for head, (config, workdir) in nets.items():
+    panels[head], info = study.predicted(config, workdir, 'test', SHOWN)
+  rows = []
+  for shown in zip(*panels.values(), strict=True):
+    image, truth, _ = shown[0]
+    labels = [truth, *(label for *_, label in shown)]
+    rows.append([image, *(pictures.colourise(label, info.palette) for label in labels)])
+  captions = [f'test, number {index}' for index in SHOWN]
+  legend = (info.class_names, info.palette)
+  headings = ('picture', 'truth', *panels)
+  pictures.write_png(path, pictures.contact_sheet(rows, captions, legend, headings))
+
+
+def chart(rows: dict) -> Figure:
+  """Both measures of each net on the left; each class's IoU, the rarest below, on the right."""
+  figure = Figure(figsize=(11, 4.4), layout='constrained', dpi=130)
+  left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
+  for i, (key, title) in enumerate((('miou', 'mIoU'), ('boundary_iou', 'boundary IoU'))):
+    at = np.arange(len(rows)) + 0.4 * i - 0.2
+    bars = left.bar(at, [100 * row[key] for row in rows.values()], 0.38, label=title)
+    left.bar_label(bars, fmt='%.1f', padding=2, fontsize=8)
+  left.set_xticks(range(len(rows)), rows)
+  left.set_ylabel('%')
+  left.legend(frameon=False, ncols=2, loc='lower left', bbox_to_anchor=(0, 1))
+  per_class = {head: row['per_class'] for head, row in rows.items()}
+  pixels = {name: scores['pixels'] for name, scores in per_class['8s'].items()}
+  names = sorted(pixels, key=pixels.get)
+  for i, (head, scores) in enumerate(per_class.items()):
+    ious = [100 * (scores[name]['iou'] or 0) for name in names]
+    shade = matplotlib.colormaps['YlGnBu'](0.3 + 0.7 * i / 3)
+    right.scatter(ious, names, s=45, color=shade, label=head, zorder=2)
+  right.set_xlabel('IoU of a class, %')
+  right.grid(axis='y', alpha=0.3)
+  right.legend(frameon=False, ncols=4, loc='lower left', bbox_to_anchor=(0, 1))
+  for axes in (left, right):
+    axes.spines[['top', 'right']].set_visible(False)
+  return figure
+
+
+def page(result: dict) -> str:
+  columns = ('net', 'stride', 'mIoU', 'boundary IoU', 'parameters', 'training')
+  rows = [
+    (
+      head,
+      STRIDES[head],
+      *(f'{100 * row[key]:.1f}' for key in ('miou', 'boundary_iou')),
+      f'{row["parameters"]:,}',
+      f'{row["seconds"] / 60:.1f} min',
+    )
+    for head, row in result['nets'].items()
+  ]
+  machine = result['machine']
+  return (
+    '# FCN strides\n\n'
+    f'FCN on a VGG16 of width 16, CamVid at half size, from scratch: {result["first_stage"]} steps '
+    f'as 32s, then {result["steps"] - result["first_stage"]} more as 32s, 16s and 8s. '
+    f'{machine["cores"]} cores of {machine["cpu"]}.\n\n'
+    f'{study.table(columns, rows)}\n{EXPLAINED}\n![scores](fcn_strides.png)\n'
+  )
+
+
+def main(argv):
+  del argv
+  runtime.start()
+  runs, first = Path(_RUNS.value), round(FIRST_STAGE * _STEPS.value)
+  before = study.trained(config('32s', first), runs / 'first')['seconds']
+  nets, rows = {}, {}
+  for head in ('32s', '16s', '8s'):
+    nets[head] = config(head, _STEPS.value - first, runs / 'first'), runs / head
+    rows[head] = study.trained(*nets[head])
+    rows[head] = rows[head]['test'] | {'seconds': before + rows[head]['seconds']}
+  heatmap = config('heatmap', _STEPS.value - first, runs / 'first')
+  nets = {'heatmap': (heatmap, runs / '32s')} | nets
+  scores = judged(*nets['heatmap'], runs / 'heatmap')
+  rows = {'heatmap': scores | {'seconds': rows['32s']['seconds']}} | rows
+  keys = ('miou', 'boundary_iou', 'per_class', 'seconds')
+  result = {
+    'machine': study.machine(),
+    'steps': _STEPS.value,
+    'first_stage': first,
+    'nets': {
+      head: {key: row[key] for key in keys}
+      | {'parameters': study.num_parameters(nets[head][0], len(row['per_class']))}
+      for head, row in rows.items()
+    },
+  }
+  side_by_side(nets, runs / 'side_by_side.png')
+  study.write(Path(_OUT.value), 'fcn_strides', result, page(result), chart(result['nets']))
+
+
+if __name__ == '__main__':
+  runtime.plain_warnings()
+  app.run(runtime.exits(main))
