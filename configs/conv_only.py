@@ -3,7 +3,7 @@
     ./run.sh --config=configs/conv_only.py                                # on a CPU
     ./run.sh --config=configs/conv_only.py:camvid --config.data.dir=PATH  # for a GPU
 
-A pixel sees 49 x 49 others here, of the generated scenes' 96 x 96; on CamVid 81 x 81 of 360 x 480.
+A pixel sees 49 x 49 pixels here, of the generated scenes' 96 x 96; on CamVid 81 x 81 of 360 x 480.
 """
 
 from configs import common

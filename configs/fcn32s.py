@@ -9,8 +9,8 @@
         --config.optimizer.warmup_steps=30 --config.train.num_steps=2000  # small, on a CPU
 
 The paper starts from VGG16 trained on ImageNet, without norm (`--config.model.norm=none`), and
-trains by SGD. The generated scenes are enlarged: a score stands for 32 x 32 pixels, and their
-objects have no more.
+trains by SGD. The generated scenes are enlarged: a score stands for 32 x 32 pixels, and half of
+their objects are smaller.
 """
 
 from configs import common

@@ -5,8 +5,11 @@
 
 Each score labels the 32 x 32 pixels of its cell: what a classifier gives when its fully connected
 layers become convolutions (section 3.1), and what all of the paper's ways up have to beat. It has
-FCN-32s' parameters, and a finished FCN-32s as a heatmap is
-`--mode=eval --workdir=runs/fcn32s-shapes --config.model.head=heatmap`.
+FCN-32s' parameters. A finished FCN-32s as a heatmap, whose scores take the place of its own in
+`eval/`:
+
+    ./run.sh --config=configs/fcn32s.py --mode=eval --workdir=runs/fcn32s-shapes \
+        --config.model.head=heatmap
 """
 
 from configs import fcn32s

@@ -14,25 +14,23 @@ def get_config(dataset: str = 'shapes'):
   config = common.get_config(dataset)
   config.name = 'recurrent_scene'
   config.model.name = 'recurrent_scene'
-  config.model.width = 25  # maps of the first layer; the second has twice as many
-  config.model.kernel_size = 8
+  config.model.width = 16  # maps of the first layer; the second has twice as many
+  config.model.kernel_size = 6
   config.model.instances = 2
   config.model.norm = 'batch'  # batch | group | none
   config.loss.auxiliary = 1.0  # every instance is trained alike
   config.optimizer.learning_rate = 4e-3
   config.optimizer.warmup_steps = 30
   if dataset == 'shapes':
-    config.model.width = 16
-    config.model.kernel_size = 6
     config.train.num_steps = 700
     config.train.eval_every = 350
     config.train.checkpoint_every = 350
-  elif dataset == 'camvid':
-    config.dtype = 'bfloat16'
-    config.optimizer.learning_rate = 2e-3
-    config.train.num_steps = 6000
   elif dataset != 'folder':
+    config.dtype = 'bfloat16'
+    config.model.width = 25
+    config.model.kernel_size = 8
     config.optimizer.learning_rate = 2e-3
-    config.train.num_steps = 20000
-    config.train.eval_every = 2000
+    config.train.num_steps = 6000 if dataset == 'camvid' else 20000
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 1000
   return config

@@ -44,9 +44,10 @@ class DeconvNet(nn.Module):
   def __call__(
     self, images: Float[Array, 'N H W C'], train: bool = False
   ) -> dict[str, Float[Array, 'N H W num_classes']]:
-    """`{'logits': [N, H, W, num_classes]}`, float32; padding and cropping happen inside."""
-    if self.fc_size < 1:
-      raise errors.UserError(f'model.fc_size is {self.fc_size}; expected 1 or more')
+    """`{'logits': [N, H, W, num_classes]}`, float32; padding and cropping happen inside.
+
+    UserError: training with batch norm on a batch that leaves it a single value at fc6.
+    """
     conv = functools.partial(
       nn.Conv,
       use_bias=self.norm == 'none',
@@ -64,6 +65,11 @@ class DeconvNet(nn.Module):
 
     features, window = x.shape[-1], (self.fc_size, self.fc_size)
     x = conv(self.fc_features, window, padding='VALID', name='fc6')(x)
+    if train and self.norm == 'batch' and x.size == self.fc_features:
+      raise errors.UserError(
+        "model.norm is 'batch', but fc6 has one value for it to average, which becomes 0; expected "
+        'a larger data.batch_size, data.crop_size or fewer parts, train.accumulation, or group norm'
+      )
     x = nn.relu(norm(name='fc6_norm')(x))
     x = nn.relu(norm(name='fc7_norm')(conv(self.fc_features, (1, 1), name='fc7')(x)))
     x = conv(features, window, padding=self.fc_size - 1, name='fc6d')(x)

@@ -4,9 +4,10 @@ A classifier's fully connected layers are convolutions over its last pooled map,
 size gives a map of scores, one for each 32 x 32 pixels (section 3.1 of 2015). FCN-32s interpolates
 it; FCN-16s doubles it and adds scores of pool4, FCN-8s doubles that and adds scores of pool3
 (section 4.2, figure 3). As in the paper, the doublings are transposed convolutions that start as
-bilinear interpolation and are learned, the last interpolation is fixed, and the scores of the
-poolings start at zero: a finer net starts with the scores of the coarser that it was loaded from
-(`config.train.init_from`). The coarsest scores start at random, as training starts from scratch.
+bilinear interpolation and are learned (in the authors' published nets they are not), the last
+interpolation is fixed, and the scores of the poolings start at zero: a finer net starts with the
+scores of the coarser that it was loaded from (`config.train.init_from`). The coarsest scores start
+at random, as training starts from scratch.
 
 The authors pad pictures by 100 pixels and crop with offsets; here a picture is padded behind to
 whole cells and fc6 with zeros, so that each cell lies in the middle of what its score is computed

@@ -3,14 +3,16 @@
 Farabet, Couprie, Najman and LeCun, PAMI 2013. One net, with the same weights, looks at every scale
 of a Laplacian pyramid of the picture, each locally normalised (section 3, figure 1): three stages
 of 7x7 convolutions with 16, 64 and 256 maps, the first two with tanh and 2x2 max pooling. Its field
-of view is 46 x 46 pixels at each scale, 184 x 184 of the picture at the third. The maps are
-upsampled and concatenated, 768 features a pixel, and two layers, 1024 hidden units, classify them.
+of view is 46 x 46 pixels at each scale, 184 x 184 of the picture at the third. The coarser maps are
+upsampled to the finest and concatenated, 768 features for each 4 x 4 pixels, and two layers, 1024
+hidden units, classify them.
 
-Departures: every map reads all maps of the layer before, where the paper's tables leave most of
-them out, and the first layer reads Y, U and V alike; the classifier labels pixels, not the paper's
-superpixels, and is trained together with the features; YUV is of the picture as it comes, colours
-already normalised. Norms are not the paper's. The scales do not share them, as their statistics
-differ: with the averages of all, a trained net would see other features than in training.
+Departures: every map reads all maps of the layer before, where the paper leaves connections out,
+and the first layer reads Y, U and V alike; the scores are interpolated to pixels, where the paper
+labels superpixels, and the classifier is trained together with the features; YUV is of the picture
+as it comes, colours already normalised. Norms are not the paper's. The scales do not share them, as
+their statistics differ: with the averages of all, a trained net would see other features than in
+training.
 """
 
 import flax.linen as nn
@@ -57,6 +59,7 @@ class MultiScale(nn.Module):
       nn.Conv(self.width * 4**i, (7, 7), use_bias=use_bias, dtype=self.dtype, name=f'conv{i + 1}')
       for i in range(3)
     ]
+    finest = tuple(n // 4 for n in images.shape[1:3])
     total = 0
     for scale, band in enumerate(laplacian_pyramid(images, self.scales), 1):
       x = local_norm(band).astype(self.dtype)
@@ -64,8 +67,8 @@ class MultiScale(nn.Module):
         x = stage(x)
         if i < 3:
           x = max_pool(nn.tanh(norm(name=f'norm{i}_scale{scale}')(x)))
-      # The classifier's first layer is linear, and so is upsampling: upsampling its share of the
-      # sum is the same as concatenating upsampled features, but for far fewer of them.
+      # The classifier's first layer is linear, and so is upsampling: it may come first, where the
+      # maps of the coarser scales are still small.
       x = nn.Conv(
         self.hidden,
         (1, 1),
@@ -73,10 +76,11 @@ class MultiScale(nn.Module):
         dtype=self.dtype,
         name=f'hidden_scale{scale}',
       )(x)
-      total += resize_bilinear(x, images.shape[1:3])
+      total += resize_bilinear(x, finest)
     x = nn.tanh(norm(name='norm_hidden')(total))
     logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name='score')(x)
-    return {'logits': logits[:, :height, :width].astype(jnp.float32)}
+    logits = resize_bilinear(logits.astype(jnp.float32), images.shape[1:3])
+    return {'logits': logits[:, :height, :width]}
 
 
 def laplacian_pyramid(x: Float[Array, 'N H W C'], scales: int) -> list[Float[Array, 'N h w C']]:

@@ -7,7 +7,7 @@ convolutions that make the sparse maps dense (figures 2 and 3). Two bits for eac
 all that the encoder hands over, where U-Net hands over its maps.
 
 SegNet-Basic (section 3.1) is the small one on which the paper compares decoders. The decoder's
-upsampling can be changed in both, as in the paper's table 1: 'max_unpool' is the paper's,
+upsampling can be changed in both, to compare as the paper does: 'max_unpool' is the paper's,
 'nearest', 'bed_of_nails' and 'bilinear' know nothing of the encoder and have no parameters, and
 'transposed' learns a 2x2 transposed convolution of stride 2 from each map to as many channels
 (with width 64 2.4 M parameters more in SegNet, 66 k in SegNet-Basic).

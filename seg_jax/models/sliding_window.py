@@ -28,7 +28,7 @@ from seg_jax.ops.pooling import max_pool
 from seg_jax.ops.unpooling import unpool_nearest
 
 METHODS = ('atrous', 'shift_and_stitch', 'heatmap', 'crops')
-CHUNK = 64  # crops that are classified at once
+CHUNK = 64  # places whose crops, one of each picture, are classified at once
 
 
 class SlidingWindow(nn.Module):
@@ -36,7 +36,8 @@ class SlidingWindow(nn.Module):
 
   The classifier has `depth` stages of two 3x3 convolutions and a 2x2 max pooling, two more
   convolutions, which leave one pixel of the window, and two fully connected layers, which are 1x1
-  convolutions. All convolutions have `width` maps, as Ciresan's have 48. Nothing pads: the picture
+  convolutions. (The layers are neither paper's: Ciresan's has four stages of one larger convolution
+  each.) All convolutions have `width` maps, as Ciresan's have 48. Nothing pads: the picture
   is mirrored at its borders, border pixels included, so that each pixel is the middle of a window
   (the upper left one of its four, the window's size being even).
 

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -72,10 +73,18 @@ class DeconvNetTest(parameterized.TestCase):
     expected = DeconvNetReference(params).deconvnet(padded)[:, :33, :130]
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
-  @parameterized.parameters({'norm': 'bach'}, {'fc_size': 0})
-  def test_an_impossible_choice_is_the_users_error(self, **fields):
-    with self.assertRaisesRegex(UserError, f'model.{next(iter(fields))} is'):
-      DeconvNet(num_classes=2, **fields).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  def test_batch_norm_of_a_single_value_is_the_users_error(self):
+    """It would be 0 whatever the picture, and so would be all that passes through fc6."""
+    model = DeconvNet(num_classes=2, width=2, fc_features=4, fc_size=1)
+    for count in (1, 2):
+      x = jnp.zeros((count, 32, 32, 3))
+      variables = jax.eval_shape(model.init, jax.random.key(0), x)
+      train = functools.partial(model.apply, train=True, mutable=['batch_stats'])
+      if count == 2:
+        jax.eval_shape(train, variables, x)
+      else:
+        with self.assertRaisesRegex(UserError, "model.norm is 'batch'"):
+          jax.eval_shape(train, variables, x)
 
 
 if __name__ == '__main__':

@@ -36,7 +36,7 @@ def grown(x, size):
 
 
 class MultiScaleTest(parameterized.TestCase):
-  def test_has_the_papers_parameters(self):
+  def test_has_the_papers_widths(self):
     """16, 64 and 256 maps, fully connected, once for all scales; 768 features, 1024 hidden."""
     expected = (49 * 3 + 1) * 16 + (49 * 16 + 1) * 64 + (49 * 64 + 1) * 256
     expected += (3 * 256 + 1) * 1024 + (1024 + 1) * 8
@@ -69,12 +69,12 @@ class MultiScaleTest(parameterized.TestCase):
         maps = local_norm(band)
         maps = pool(jnp.tanh(conv(maps, 'conv1')))
         maps = pool(jnp.tanh(conv(maps, 'conv2')))
-        features.append(grown(conv(maps, 'conv3'), (32, 48)))
+        features.append(grown(conv(maps, 'conv3'), (8, 12)))
       features = jnp.concatenate(features, -1)
-      self.assertEqual(features.shape, (2, 32, 48, 3 * 32))
+      self.assertEqual(features.shape, (2, 8, 12, 3 * 32))
       kernel = jnp.concatenate([params[f'hidden_scale{s}']['kernel'][0, 0] for s in (1, 2, 3)])
       hidden = features @ kernel + params['hidden_scale1']['bias'].reshape(1, 1, 1, -1)
-      return conv(jnp.tanh(hidden), 'score')
+      return grown(conv(jnp.tanh(hidden), 'score'), (32, 48))
 
     r, g, b = (np.asarray(x)[..., i] for i in range(3))
     y = 0.299 * r + 0.587 * g + 0.114 * b  # and U and V from their definition
@@ -84,7 +84,7 @@ class MultiScaleTest(parameterized.TestCase):
     # The published U and V are rounded to three digits.
     np.testing.assert_allclose(actual, expected, atol=2e-2 * float(jnp.std(expected)))
 
-  def test_pictures_without_colours_are_taken_as_they_are(self):
+  def test_pictures_of_other_bands_fit_too(self):
     model = MultiScale(num_classes=2, width=1, hidden=2)
     out = jax.eval_shape(
       lambda x: model.init_with_output(jax.random.key(0), x)[0], jnp.zeros((1, 33, 18, 5))

@@ -65,9 +65,8 @@ class Reference:
       y = x.repeat(2, 1).repeat(2, 2)
     elif self.upsampling == 'bed_of_nails':
       y[:, ::2, ::2] = x
-    elif (
-      self.upsampling == 'bilinear'
-    ):  # a new pixel lies a quarter from one old, three from the next
+    elif self.upsampling == 'bilinear':
+      # A new pixel lies a quarter from one old pixel and three quarters from the next.
       for axis in (1, 2):
         last = x.shape[axis] - 1
         before = np.take(x, [max(i - 1, 0) for i in range(last + 1)], axis)

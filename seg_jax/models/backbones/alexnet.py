@@ -1,7 +1,8 @@
 """AlexNet: ImageNet Classification with Deep Convolutional Neural Networks (Krizhevsky et al.).
 
 Five convolutions and three poolings that overlap, together of stride 32 (2012, section 3.5). The
-local response normalisation, which has no parameters, is left out; `norm` takes its place.
+local response normalisation, which has no parameters, is left out; `norm`, before each ReLU, is not
+the paper's.
 """
 
 from collections.abc import Callable
