@@ -21,6 +21,7 @@ def get_config(dataset: str = 'shapes'):
   config.model.name = 'sliding_window'
   config.model.width = 16
   config.model.depth = 3  # poolings; the window is 32, 68 or 140 pixels at 2, 3 or 4
+  config.model.convolutions = 2  # before each pooling, and after the last
   config.model.hidden = 64
   config.model.method = 'atrous'  # atrous | shift_and_stitch | heatmap | crops; not in training
   config.model.crop_stride = 1  # pixels from crop to crop, and what each score fills

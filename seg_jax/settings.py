@@ -16,7 +16,7 @@ CHECKS = (
     lambda v: type(v) is int and v > 0,
     'data.batch_size data.channels data.num_threads data.max_instances model.width model.depth '
     'model.fc_features model.fc_size model.layers model.kernel_size model.scales model.instances '
-    'model.hidden '
+    'model.hidden model.convolutions '
     'train.num_steps train.accumulation train.log_every train.eval_every train.checkpoint_every '
     'train.keep_last eval.batch_size eval.size_multiple eval.num_pictures',
   ),

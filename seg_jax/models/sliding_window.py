@@ -34,12 +34,12 @@ CHUNK = 64  # places whose crops, one of each picture, are classified at once
 class SlidingWindow(nn.Module):
   """Logits for pictures of any height and width.
 
-  The classifier has `depth` stages of two 3x3 convolutions and a 2x2 max pooling, two more
-  convolutions, which leave one pixel of the window, and two fully connected layers, which are 1x1
-  convolutions. (The layers are neither paper's: Ciresan's has four stages of one larger convolution
-  each.) All convolutions have `width` maps, as Ciresan's have 48. Nothing pads: the picture
-  is mirrored at its borders, border pixels included, so that each pixel is the middle of a window
-  (the upper left one of its four, the window's size being even).
+  The classifier has `depth` stages of `convolutions` 3x3 convolutions and a 2x2 max pooling, as
+  many convolutions again, which leave one pixel of the window, and two fully connected layers,
+  which are 1x1 convolutions. (The layers are neither paper's: Ciresan's has four stages of one
+  larger convolution each.) All convolutions have `width` maps, as Ciresan's have 48. Nothing pads:
+  the picture is mirrored at its borders, border pixels included, so that each pixel is the middle
+  of a window (the upper left one of its four, the window's size being even).
 
   The methods share their parameters. 'crops' is the sliding window as it was: the net on each
   window by itself, one every `crop_stride` pixels, and its score fills that cell. 'heatmap' is one
@@ -51,6 +51,7 @@ class SlidingWindow(nn.Module):
   num_classes: int
   width: int = 48
   depth: int = 3
+  convolutions: int = 2
   hidden: int = 200  # units of the first fully connected layer
   method: str = 'atrous'
   crop_stride: int = 1
@@ -64,10 +65,11 @@ class SlidingWindow(nn.Module):
 
   @property
   def window(self) -> int:
-    """Rows, and columns, of the window: 68 at depth 3."""
-    window = 5
+    """Rows, and columns, of the window: 68 at depth 3 with 2 convolutions, 98 with 3."""
+    lost = 2 * self.convolutions  # in each stage
+    window = 1 + lost
     for _ in range(self.depth):
-      window = 2 * window + 4
+      window = 2 * window + lost
     return window
 
   def __call__(
@@ -142,10 +144,11 @@ class SlidingWindow(nn.Module):
       dtype=self.dtype,
     )
     norm = make_norm(self.norm, train, self.dtype)
-    plan = iter(atrous_plan([1, 1, 2] * self.depth + [1, 1], output_stride))
+    ones = [1] * self.convolutions
+    plan = iter(atrous_plan([*ones, 2] * self.depth + ones, output_stride))
     x = x.astype(self.dtype)
     for stage in range(1, self.depth + 2):
-      for i in (1, 2):
+      for i in range(1, self.convolutions + 1):
         _, rate = next(plan)
         x = conv(self.width, (3, 3), kernel_dilation=rate, name=f'conv{stage}_{i}')(x)
         x = nn.relu(norm(name=f'norm{stage}_{i}')(x))

@@ -52,7 +52,7 @@ def classify(model, variables, crops):
 
   x = crops
   for stage in range(1, model.depth + 2):
-    for i in (1, 2):
+    for i in range(1, model.convolutions + 1):
       x = norm(conv(x, f'conv{stage}_{i}'), f'norm{stage}_{i}')
     if stage <= model.depth:
       x = np.maximum(x[:, ::2], x[:, 1::2])
@@ -76,9 +76,9 @@ def window_by_window(model, variables, x):
 
 
 class SlidingWindowTest(parameterized.TestCase):
-  @parameterized.parameters((0, 5), (1, 14), (2, 32), (3, 68))
-  def test_the_classifier_makes_one_pixel_of_its_window(self, depth, window):
-    model = SlidingWindow(num_classes=2, width=2, depth=depth, hidden=3)
+  @parameterized.parameters((0, 2, 5), (1, 1, 8), (1, 2, 14), (2, 2, 32), (3, 2, 68), (3, 3, 98))
+  def test_the_classifier_makes_one_pixel_of_its_window(self, depth, convolutions, window):
+    model = SlidingWindow(2, width=2, depth=depth, convolutions=convolutions, hidden=3)
     self.assertEqual(model.window, window)
     x = jnp.zeros((1, window, window, 3))
     for output_stride in (1, model.stride):
@@ -88,10 +88,10 @@ class SlidingWindowTest(parameterized.TestCase):
       )
       self.assertEqual(out.shape, (1, 1, 1, 2))
 
-  @parameterized.parameters((1, (2, 7, 10)), (2, (1, 9, 6)))
-  def test_the_dense_methods_equal_a_loop_over_windows(self, depth, shape):
+  @parameterized.parameters((1, 2, (2, 7, 10)), (2, 2, (1, 9, 6)), (1, 1, (1, 12, 4)))
+  def test_the_dense_methods_equal_a_loop_over_windows(self, depth, convolutions, shape):
     """Everywhere, also where the picture is mirrored, which is smaller than the window."""
-    model = SMALL.clone(depth=depth)
+    model = SMALL.clone(depth=depth, convolutions=convolutions)
     x = images(*shape, 3)
     variables = random_variables(model, x)
     expected = window_by_window(model, variables, x)
