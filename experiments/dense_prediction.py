@@ -13,30 +13,23 @@ on after a stop. Nothing else should run meanwhile.
 """
 
 import dataclasses
-import math
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.figure import Figure
 
 from configs import sliding_window
 from experiments import study
-from seg_jax import pictures, runtime
-from seg_jax.data.datasets import open_dataset
-from seg_jax.tasks import build_task
-from seg_jax.training.checkpoints import load_variables
-from seg_jax.training.mesh import make_mesh
+from seg_jax import pictures
+from seg_jax.errors import UserError
 
 _NUCLEI = flags.DEFINE_string('nuclei', None, 'dsb2018, which holds stage1_train')
-_OUT = flags.DEFINE_string('out', 'experiments/results/dense_prediction', 'where the results go')
-_RUNS = flags.DEFINE_string('runs', 'runs/studies/dense_prediction', 'where the runs are kept')
-_STEPS = flags.DEFINE_integer('steps', 400, 'of training')
-_ROUNDS = flags.DEFINE_integer('rounds', 9, 'measurements of each way; the median counts')
 
+STEPS = 400  # of training
+ROUNDS = 9  # measurements of each way but the slowest; the median counts
 SIZE = 128  # rows and columns of the pictures
 COUNT = 3  # of them
 WAYS = {
@@ -47,16 +40,16 @@ WAYS = {
 }
 
 
-def get_config():
-  config = sliding_window.get_config('dsb2018' if _NUCLEI.value else 'shapes')
-  if _NUCLEI.value:
+def get_config(steps: int):
+  config = sliding_window.get_config('shapes' if _NUCLEI.value is None else 'dsb2018')
+  if _NUCLEI.value is not None:
     config.data.dir = _NUCLEI.value
   config.dtype = 'float32'
   # A window of 98 pixels, about that of Ciresan et al.
   config.model.update({'width': 16, 'convolutions': 3, 'hidden': 64})
   config.data.update({'batch_size': 8, 'crop_size': (96, 96), 'shapes_size': (SIZE, SIZE)})
   config.optimizer.learning_rate = 4e-3
-  config.train.num_steps = config.train.eval_every = config.train.checkpoint_every = _STEPS.value
+  config.train.update({'num_steps': steps, 'eval_every': steps, 'checkpoint_every': 100})
   config.eval.batch_size = 2
   return config
 
@@ -77,6 +70,8 @@ def middles(source) -> list[tuple[np.ndarray, np.ndarray]]:
     down, right = label[1:] != label[:-1], label[:, 1:] != label[:, :-1]
     return np.count_nonzero(down) + np.count_nonzero(right)
 
+  if len(parts) < COUNT:
+    raise UserError(f'{len(parts)} pictures of val have {SIZE} rows and columns; expected {COUNT}')
   return sorted(parts, key=changes, reverse=True)[:COUNT]
 
 
@@ -96,29 +91,10 @@ def run(task, variables, images: list[np.ndarray], rounds: int) -> dict:
     seconds.append(time.perf_counter() - start)
   return {
     'logits': outputs,
-    'multiply_adds': multiply_adds(traced.jaxpr.jaxpr),
+    'multiply_adds': study.multiply_adds(traced.jaxpr.jaxpr),
     'seconds': statistics.median(seconds),
     'bytes': compiled.memory_analysis().temp_size_in_bytes,
   }
-
-
-def multiply_adds(jaxpr) -> int:
-  """Of all convolutions in a traced function, a loop's as often as it turns.
-
-  (XLA's own analysis counts a loop's body once.)
-  """
-  total = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == 'conv_general_dilated':
-      kernel = equation.invars[1].aval.shape
-      outputs = kernel[equation.params['dimension_numbers'].rhs_spec[0]]
-      total += math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
-    turns = equation.params.get('length', 1)  # of a scan
-    for value in equation.params.values():
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        total += turns * multiply_adds(inner)
-  return total
 
 
 def compare(runs: dict) -> dict:
@@ -189,7 +165,7 @@ def page(result: dict) -> str:
   shared = crops['multiply_adds'] / base['multiply_adds']
   return (
     '# Dense prediction with one patch classifier\n\n'
-    f'{result["machine"]["cores"]} cores of {result["machine"]["cpu"]}. The net labels the middle '
+    f'{result["machine"]["name"]}. The net labels the middle '
     f'pixel of a window of {result["window"]} x {result["window"]}, with a stride of '
     f'{result["stride"]}; {result["steps"]} steps of training on `{result["dataset"]}`, '
     f'{100 * result["miou"]:.1f} % mIoU on val. Pictures of {SIZE} x {SIZE}, {COUNT} for the '
@@ -204,50 +180,46 @@ def page(result: dict) -> str:
     f'- **Very inefficient.** It takes {crops["seconds"] / base["seconds"]:.0f} times as long.\n'
     '- **À trous is the efficient shift-and-stitch.** The same map with '
     f'{stitch["multiply_adds"] / base["multiply_adds"]:.1f} times fewer multiply-adds, in '
-    f'{stitch["seconds"] / base["seconds"]:.1f} times less time, with '
-    f'{base["bytes"] / stitch["bytes"]:.1f} times the memory.\n'
+    f'{stitch["seconds"] / base["seconds"]:.1f} times less time; memory is '
+    f'{base["bytes"] / 2**20:.1f} MiB against {stitch["bytes"] / 2**20:.1f} MiB.\n'
     f'- **The coarse pass** costs {base["seconds"] / coarse["seconds"]:.1f} times less than à '
     f'trous, and labels {100 * (1 - coarse["agreement"]):.1f} % of the pixels otherwise.\n\n'
     '![the ways](dense_prediction.png)\n'
   )
 
 
-def main(argv):
-  del argv
-  runtime.start()
-  config = get_config()
-  workdir = Path(_RUNS.value) / config.data.name
+def main(name):
+  steps = study.STEPS.value or STEPS
+  config = get_config(steps)
+  workdir = study.runs(name) / config.data.name
   scores = study.trained(config, workdir)
-  source = open_dataset(config.data, 'val', config.seed)
-  _, variables, info = load_variables(config, workdir, make_mesh(), source.info)
-  task = build_task(config, info)
+  _, variables, task, source = study.load(config, workdir, 'val')
   parts = middles(source)
   images = [image for image, _ in parts]
   runs = {}
   for way in WAYS:
     changed = dataclasses.replace(task, model=task.model.clone(method=way))
-    runs[way] = run(changed, variables, images, 1 if way == 'crops' else _ROUNDS.value)
+    runs[way] = run(changed, variables, images, 1 if way == 'crops' else ROUNDS)
     print(f'{WAYS[way]}: {duration(runs[way]["seconds"])} a picture', flush=True)
   deviation = float(np.std(runs['crops']['logits']))
   maps = {
-    WAYS[way]: 1 - np.asarray(jax.nn.softmax(np.stack(runs[way]['logits'])))[..., 0]
+    f'P(object), {WAYS[way]}': 1 - np.asarray(jax.nn.softmax(np.stack(runs[way]['logits'])))[..., 0]
     for way in ('heatmap', 'atrous')
   }
   rows = compare(runs)
   result = {
     'machine': study.machine(),
     'dataset': config.data.name,
-    'steps': _STEPS.value,
+    'steps': steps,
     'miou': scores['val']['miou'],
     'window': task.model.window,
     'stride': task.model.stride,
     'deviation': deviation,
     'ways': rows,
   }
-  figure = chart(parts, maps, rows, info.palette)
-  study.write(Path(_OUT.value), 'dense_prediction', result, page(result), figure)
+  figure = chart(parts, maps, rows, task.info.palette)
+  study.write(name, result, page(result), figure)
 
 
 if __name__ == '__main__':
-  runtime.plain_warnings()
-  app.run(runtime.exits(main))
+  study.run(main)

@@ -18,29 +18,24 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from absl import app, flags
 from matplotlib.figure import Figure
 
 from configs import fcn32s
 from experiments import study
-from seg_jax import pictures, runtime
-from seg_jax.tasks import build_task
-from seg_jax.training import checkpoints, evaluation
+from seg_jax import pictures
+from seg_jax.errors import UserError
+from seg_jax.training import evaluation
 from seg_jax.training.mesh import make_mesh
 
-_CAMVID = flags.DEFINE_string('camvid', None, 'CamVid: train, trainannot, ...', required=True)
-_OUT = flags.DEFINE_string('out', 'experiments/results/fcn_strides', 'where the results go')
-_RUNS = flags.DEFINE_string('runs', 'runs/studies/fcn_strides', 'where the runs are kept')
-_STEPS = flags.DEFINE_integer('steps', 1000, 'of training, for each net, both stages together')
-
+STEPS = 1000  # of each net, both stages together
 FIRST_STAGE = 0.6  # of the steps
 STRIDES = {'heatmap': 32, '32s': 32, '16s': 16, '8s': 8}
-SHOWN = (12, 90, 170, 215)  # pictures of test, spread over its two sequences
+SHOWN = 4  # pictures of test, spread over it
 EXPLAINED = """
-Scores of test. The heatmap is the same net as 32s, each score filling its cell instead of being
-interpolated. Training is both stages of a net, without compilation and evaluation. Boundary IoU
-looks at the pixels near outlines alone. In the figure the classes with the fewest pixels, which are
-the thinnest, stand at the bottom.
+Scores of test, one seed. Strides are in pixels of the halved pictures. The heatmap is the same net
+as 32s, each score filling its cell instead of being interpolated. Training is both stages of a net,
+without compilation and evaluation. Boundary IoU looks at the pixels near outlines alone. In the
+figure the classes with the fewest pixels, which are the thinnest, stand at the bottom.
 """
 
 
@@ -48,7 +43,7 @@ def config(head: str, steps: int, start: Path | None = None):
   """A small FCN on half-size pictures, from scratch or from the finished run `start`."""
   config = fcn32s.get_config('camvid')
   config.dtype = 'float32'
-  config.data.update({'dir': _CAMVID.value, 'image_scale': 0.5, 'crop_size': (160, 224)})
+  config.data.update({'dir': study.CAMVID.value, 'image_scale': 0.5, 'crop_size': (160, 224)})
   config.model.update({'head': head, 'width': 16, 'fc_features': 256, 'dropout': 0.0})
   config.optimizer.update({'learning_rate': 1e-3 if start else 2e-3, 'warmup_steps': 30})
   config.train.update({'num_steps': steps, 'eval_every': steps, 'checkpoint_every': 100})
@@ -60,25 +55,23 @@ def judged(config, workdir: Path, out: Path) -> dict:
   """The scores of the net in `workdir` on test, with `config`'s head; kept in `out`."""
   path = out / 'eval' / 'test.json'
   if not path.exists():
-    source = evaluation.open_splits(config)['test']
-    mesh = make_mesh()
-    step, variables, info = checkpoints.load_variables(config, workdir, mesh, source.info)
-    task = build_task(config, info)
-    evaluation.Evaluator(task, source, config, 'test', mesh)(step, variables, out)
+    step, variables, task, source = study.load(config, workdir, 'test')
+    evaluation.Evaluator(task, source, config, 'test', make_mesh())(step, variables, out)
   return json.loads(path.read_text())
 
 
-def side_by_side(nets: dict[str, tuple], path: Path) -> None:
+def side_by_side(nets: dict[str, tuple], num_images: int, path: Path) -> None:
   """Pictures of test, their labels, and what each net (config, workdir) makes of them."""
+  indices = np.linspace(0, num_images - 1, SHOWN, dtype=int).tolist()
   panels = {}
   for head, (config, workdir) in nets.items():
-    panels[head], info = study.predicted(config, workdir, 'test', SHOWN)
+    panels[head], info = study.predicted(config, workdir, 'test', indices)
   rows = []
   for shown in zip(*panels.values(), strict=True):
     image, truth, _ = shown[0]
     labels = [truth, *(label for *_, label in shown)]
     rows.append([image, *(pictures.colourise(label, info.palette) for label in labels)])
-  captions = [f'test, number {index}' for index in SHOWN]
+  captions = [f'test, number {index}' for index in indices]
   legend = (info.class_names, info.palette)
   headings = ('picture', 'truth', *panels)
   pictures.write_png(path, pictures.contact_sheet(rows, captions, legend, headings))
@@ -88,13 +81,7 @@ def chart(rows: dict) -> Figure:
   """Both measures of each net on the left; each class's IoU, the rarest below, on the right."""
   figure = Figure(figsize=(11, 4.4), layout='constrained', dpi=130)
   left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
-  for i, (key, title) in enumerate((('miou', 'mIoU'), ('boundary_iou', 'boundary IoU'))):
-    at = np.arange(len(rows)) + 0.4 * i - 0.2
-    bars = left.bar(at, [100 * row[key] for row in rows.values()], 0.38, label=title)
-    left.bar_label(bars, fmt='%.1f', padding=2, fontsize=8)
-  left.set_xticks(range(len(rows)), rows)
-  left.set_ylabel('%')
-  left.legend(frameon=False, ncols=2, loc='lower left', bbox_to_anchor=(0, 1))
+  study.score_bars(left, rows)
   per_class = {head: row['per_class'] for head, row in rows.items()}
   pixels = {name: scores['pixels'] for name, scores in per_class['8s'].items()}
   names = sorted(pixels, key=pixels.get)
@@ -105,8 +92,7 @@ def chart(rows: dict) -> Figure:
   right.set_xlabel('IoU of a class, %')
   right.grid(axis='y', alpha=0.3)
   right.legend(frameon=False, ncols=4, loc='lower left', bbox_to_anchor=(0, 1))
-  for axes in (left, right):
-    axes.spines[['top', 'right']].set_visible(False)
+  right.spines[['top', 'right']].set_visible(False)
   return figure
 
 
@@ -122,45 +108,45 @@ def page(result: dict) -> str:
     )
     for head, row in result['nets'].items()
   ]
-  machine = result['machine']
   return (
     '# FCN strides\n\n'
     f'FCN on a VGG16 of width 16, CamVid at half size, from scratch: {result["first_stage"]} steps '
-    f'as 32s, then {result["steps"] - result["first_stage"]} more as 32s, 16s and 8s. '
-    f'{machine["cores"]} cores of {machine["cpu"]}.\n\n'
+    f'as 32s, then {result["steps"] - result["first_stage"]} more as 32s, 16s and 8s. Judged on '
+    f'{result["num_images"]} pictures, on {result["machine"]["name"]}.\n\n'
     f'{study.table(columns, rows)}\n{EXPLAINED}\n![scores](fcn_strides.png)\n'
   )
 
 
-def main(argv):
-  del argv
-  runtime.start()
-  runs, first = Path(_RUNS.value), round(FIRST_STAGE * _STEPS.value)
+def main(name):
+  if not study.CAMVID.value:
+    raise UserError('--camvid is missing; expected the folder that holds train, trainannot, ...')
+  runs, steps = study.runs(name), study.STEPS.value or STEPS
+  first = round(FIRST_STAGE * steps)
   before = study.trained(config('32s', first), runs / 'first')['seconds']
   nets, rows = {}, {}
   for head in ('32s', '16s', '8s'):
-    nets[head] = config(head, _STEPS.value - first, runs / 'first'), runs / head
+    nets[head] = config(head, steps - first, runs / 'first'), runs / head
     rows[head] = study.trained(*nets[head])
     rows[head] = rows[head]['test'] | {'seconds': before + rows[head]['seconds']}
-  heatmap = config('heatmap', _STEPS.value - first, runs / 'first')
+  heatmap = config('heatmap', steps - first, runs / 'first')
   nets = {'heatmap': (heatmap, runs / '32s')} | nets
-  scores = judged(*nets['heatmap'], runs / 'heatmap')
+  scores = judged(*nets['heatmap'], runs / '32s' / 'heatmap')
   rows = {'heatmap': scores | {'seconds': rows['32s']['seconds']}} | rows
   keys = ('miou', 'boundary_iou', 'per_class', 'seconds')
   result = {
     'machine': study.machine(),
-    'steps': _STEPS.value,
+    'steps': steps,
     'first_stage': first,
+    'num_images': scores['num_images'],
     'nets': {
       head: {key: row[key] for key in keys}
       | {'parameters': study.num_parameters(nets[head][0], len(row['per_class']))}
       for head, row in rows.items()
     },
   }
-  side_by_side(nets, runs / 'side_by_side.png')
-  study.write(Path(_OUT.value), 'fcn_strides', result, page(result), chart(result['nets']))
+  side_by_side(nets, scores['num_images'], runs / 'side_by_side.png')
+  study.write(name, result, page(result), chart(result['nets']))
 
 
 if __name__ == '__main__':
-  runtime.plain_warnings()
-  app.run(runtime.exits(main))
+  study.run(main)

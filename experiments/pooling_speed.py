@@ -16,19 +16,15 @@ else should run meanwhile.
 """
 
 import functools
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
 from matplotlib.figure import Figure
 
 from experiments import study
-from seg_jax import runtime
 from seg_jax.errors import UserError
 from seg_jax.ops.pooling import max_pool, max_pool_with_argmax
 from seg_jax.ops.unpooling import max_unpool
@@ -39,9 +35,7 @@ try:
 except ImportError:
   torch = None
 
-_OUT = flags.DEFINE_string('out', 'experiments/results/pooling_speed', 'where the results go')
-_ROUNDS = flags.DEFINE_integer('rounds', 15, 'measurements of each; the median counts')
-
+ROUNDS = 15  # measurements of each; the median counts
 STAGES = (  # what SegNet pools: [N, H, W, C] of four pictures of 192 x 256
   (4, 192, 256, 64),
   (4, 96, 128, 128),
@@ -125,7 +119,7 @@ def milliseconds(functions: dict[str, Callable]) -> dict[str, float]:
     for ours, theirs in zip(expected, functions[name](), strict=True):
       np.testing.assert_allclose(ours, theirs.detach().permute(0, 2, 3, 1), atol=1e-5)
   times = {name: [] for name in functions}
-  for _ in range(_ROUNDS.value):
+  for _ in range(ROUNDS):
     for name, function in functions.items():
       function()  # the other system's threads and cache lines are gone now
       start = time.perf_counter()
@@ -190,24 +184,22 @@ def page(result: dict) -> str:
   columns = ('float32 [N, H, W, C]', *(f'{name}, ms' for name in (OURS, NCHW, NHWC)), 'speed')
   return (
     '# Max pooling and unpooling beside PyTorch\n\n'
-    f'{machine["cores"]} cores of {machine["cpu"]}; {versions}; medians of {result["rounds"]}'
+    f'{machine["name"]}; {versions}; medians of {result["rounds"]}'
     " measurements in turns. Speed is PyTorch's time in its better layout by ours.\n\n"
     f'{study.table(columns, rows)}\n\n![speeds](pooling_speed.png)\n'
   )
 
 
-def main(argv):
-  del argv
+def main(name):
   if torch is None:
     raise UserError("PyTorch is what is compared with: pip install -e '.[parity]'")
-  runtime.start()
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  jax.config.update('jax_default_device', jax.devices('cpu')[0])  # where PyTorch runs, too
   machine = study.machine()
+  torch.set_num_threads(machine['cores'])
   machine['versions']['torch'] = torch.__version__
-  result = {'machine': machine, 'rounds': _ROUNDS.value, 'rows': measure()}
-  study.write(Path(_OUT.value), 'pooling_speed', result, page(result), chart(result['rows']))
+  result = {'machine': machine, 'rounds': ROUNDS, 'rows': measure()}
+  study.write(name, result, page(result), chart(result['rows']))
 
 
 if __name__ == '__main__':
-  runtime.plain_warnings()
-  app.run(runtime.exits(main))
+  study.run(main)

@@ -1,4 +1,4 @@
-"""What the studies share: runs that are done once, and the page that shows what came out."""
+"""What the studies share: flags, runs that are done once, and the page that shows what came out."""
 
 import importlib.metadata
 import json
@@ -6,23 +6,57 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from matplotlib.figure import Figure
+from absl import app, flags
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
 
-from seg_jax import atomic, pictures, settings
+from seg_jax import atomic, pictures, runtime, settings
 from seg_jax.data.datasets import open_dataset
 from seg_jax.data.datasets.base import DatasetInfo
+from seg_jax.data.datasets.sources import Source
+from seg_jax.errors import UserError
 from seg_jax.models import build_model
 from seg_jax.tasks import build_task
+from seg_jax.tasks.semantic import SemanticTask
 from seg_jax.training import checkpoints, loop
 from seg_jax.training.logs import read_metrics
 from seg_jax.training.mesh import make_mesh
+
+OUT = flags.DEFINE_string('out', None, 'where the results go; else experiments/results/NAME')
+RUNS = flags.DEFINE_string('runs', None, 'where the runs are kept; else runs/studies/NAME')
+STEPS = flags.DEFINE_integer('steps', None, 'of training, for each net', lower_bound=100)
+CAMVID = flags.DEFINE_string('camvid', None, 'CamVid: train, trainannot, ...')
+
+SCENES = (28, 85, 113)  # of the generated val, that figures show
+
+Panels = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # picture, truth and prediction
+
+
+def run(main: Callable[[str], None]) -> None:
+  """`main(name)` of the study that was started, with the exit codes of `main.py`."""
+
+  def parse(argv):
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      sys.exit(runtime.complain(str(error)))
+
+  def study(argv):
+    if argv[1:]:
+      raise UserError(f'{argv[1]!r} is not expected; flags begin with --')
+    runtime.start()
+    main(Path(sys.modules['__main__'].__file__).stem)
+
+  runtime.plain_warnings()
+  app.run(runtime.exits(study), flags_parser=parse)
 
 
 def trained(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -30,37 +64,64 @@ def trained(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
   Trains and evaluates, or goes on, unless `workdir` holds the finished run already. `seconds` are
   those of all steps at their median speed, without compilation, evaluation and interruptions.
+
+  Raises:
+    UserError: `workdir` holds a run with another config, or one of other pictures.
   """
   splits = settings.eval_splits(config)
-  paths = [workdir / 'eval' / f'{split}.json' for split in splits]
-  settings.for_training(config, workdir)
-  finished = workdir / 'finished'
-  if not finished.exists():
+  paths = {split: workdir / 'eval' / f'{split}.json' for split in splits}
+  pictures_of = {
+    split: repr(open_dataset(config.data, split, config.seed))
+    for split in (config.train.split, *splits)
+  }
+  try:
+    settings.for_training(config, workdir)
+  except UserError as error:
+    raise UserError(str(error).replace('--workdir', '--runs')) from None
+  finished = workdir / 'finished.json'
+  if not (finished.exists() and all(path.exists() for path in paths.values())):
     print(f'\n{workdir}', flush=True)
-    loop.train(config, workdir)
-    if last_step(workdir) < config.train.num_steps:
-      raise SystemExit(0)  # asked to stop
-    atomic.write_bytes(finished, b'')
+    stopped = loop.train(config, workdir)
+    if _last_step(workdir) == config.train.num_steps:
+      atomic.write_bytes(finished, json.dumps(pictures_of).encode())
+    if stopped:
+      raise SystemExit(0)
+  if (known := json.loads(finished.read_text())) != pictures_of:
+    raise UserError(
+      f'{workdir} is of other pictures, {known}, than {pictures_of}; expected another --runs'
+    )
   speeds = [line['images_per_second'] for line in read_metrics(workdir) if line['split'] == 'train']
   images = config.train.num_steps * config.data.batch_size
-  scores = {split: json.loads(p.read_text()) for split, p in zip(splits, paths, strict=True)}
+  scores = {split: json.loads(path.read_text()) for split, path in paths.items()}
   return scores | {'seconds': images / statistics.median(speeds)}
+
+
+def _last_step(workdir: Path) -> int:
+  with checkpoints.Checkpoints(workdir, read_only=True) as saved:
+    return saved.find('last') or 0
+
+
+def load(
+  config: ml_collections.ConfigDict, workdir: Path, split: str
+) -> tuple[int, dict, SemanticTask, Source]:
+  """The step and the variables of the best checkpoint in `workdir`, its task, and a split."""
+  source = open_dataset(config.data, split, config.seed)
+  step, variables, info = checkpoints.load_variables(config, workdir, make_mesh(), source.info)
+  return step, variables, build_task(config, info), source
 
 
 def predicted(
   config: ml_collections.ConfigDict, workdir: Path, split: str, indices: Sequence[int]
-) -> tuple[list[tuple[np.ndarray, np.ndarray, np.ndarray]], DatasetInfo]:
+) -> tuple[Panels, DatasetInfo]:
   """Picture, truth and prediction of some records, by the best checkpoint of `workdir`."""
-  source = open_dataset(config.data, split, config.seed)
-  _, variables, info = checkpoints.load_variables(config, workdir, make_mesh(), source.info)
-  task = build_task(config, info)
+  _, variables, task, source = load(config, workdir, split)
   predict = jax.jit(lambda variables, image: task.predict(variables, {'image': image})['label'])
   panels = []
   for index in indices:
     record = source[index]
     label = predict(variables, record['image'][None])[0]
     panels.append((record['image'], record['label'], np.asarray(label)))
-  return panels, info
+  return panels, task.info
 
 
 def num_parameters(config: ml_collections.ConfigDict, num_classes: int) -> int:
@@ -71,36 +132,94 @@ def num_parameters(config: ml_collections.ConfigDict, num_classes: int) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes['params']))
 
 
-def last_step(workdir: Path) -> int:
-  with checkpoints.Checkpoints(workdir, read_only=True) as saved:
-    return saved.find('last') or 0
+def multiply_adds(jaxpr) -> int:
+  """Of all convolutions and matrix products in a traced function, a loop's as often as it turns.
+
+  (XLA's own analysis counts a loop's body once.)
+  """
+  total = 0
+  for equation in jaxpr.eqns:
+    outputs = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    if equation.primitive.name == 'conv_general_dilated':
+      kernel = equation.invars[1].aval.shape
+      total += (
+        outputs * math.prod(kernel) // kernel[equation.params['dimension_numbers'].rhs_spec[0]]
+      )
+    elif equation.primitive.name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      total += outputs * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+    turns = equation.params.get('length', 1)  # of a scan
+    for value in equation.params.values():
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        total += turns * multiply_adds(inner)
+  return total
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable]) -> str:
-  """A Markdown table; floats with three digits, None as a dash."""
+  """A Markdown table; floats with three digits or all before the point, None as a dash."""
 
   def cell(value):
-    return '-' if value is None else f'{value:.3g}' if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+      return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+    return '-' if value is None else str(value)
 
   columns = list(columns)
   lines = [columns, ['---'] * len(columns), *([cell(value) for value in row] for row in rows)]
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def write(out: Path, name: str, result: dict, page: str, figure: Figure) -> None:
-  """`NAME.json`, `NAME.png` and the page that shows it, `README.md`, in `out`."""
+def score_bars(axes: Axes, rows: dict[str, dict]) -> None:
+  """mIoU and boundary IoU of each net, in percent."""
+  for i, (key, title) in enumerate((('miou', 'mIoU'), ('boundary_iou', 'boundary IoU'))):
+    at = np.arange(len(rows)) + 0.4 * i - 0.2
+    bars = axes.barh(at, [100 * row[key] for row in rows.values()], 0.38, label=title)
+    axes.bar_label(bars, fmt='%.1f', padding=2, fontsize=8)
+  axes.set_yticks(np.arange(len(rows)), rows)
+  axes.invert_yaxis()
+  axes.set_xlabel('%')
+  axes.margins(x=0.12)
+  axes.spines[['top', 'right']].set_visible(False)
+  axes.legend(frameon=False, fontsize=8, ncols=2, loc='lower left', bbox_to_anchor=(0, 1))
+
+
+def grid(figure: Figure | SubFigure, panels: dict[str, Panels], info: DatasetInfo) -> None:
+  """A row for each picture: itself, its truth, and what each net makes of it."""
+  axes = figure.subplots(len(next(iter(panels.values()))), 2 + len(panels), squeeze=False)
+  for line, *shown in zip(axes, *panels.values(), strict=True):
+    image, truth, _ = shown[0]
+    labels = [truth, *(label for _, _, label in shown)]
+    drawn = [image, *(pictures.colourise(label, info.palette) for label in labels)]
+    for place, picture in zip(line, drawn, strict=True):
+      place.imshow(picture, interpolation='nearest')
+      place.set_axis_off()
+  for place, title in zip(axes[0], ('picture', 'truth', *panels), strict=True):
+    place.set_title(title, fontsize=9)
+
+
+def write(name: str, result: dict, page: str, figure: Figure, out: Path | None = None) -> None:
+  """`NAME.json`, `NAME.png` and the page that shows it, `README.md`, into --out, or `out`."""
+  out = Path(OUT.value or out or f'experiments/results/{name}')
   atomic.write_bytes(out / f'{name}.json', (json.dumps(result, indent=2) + '\n').encode())
   pictures.save_figure(out / f'{name}.png', figure)
   atomic.write_bytes(out / 'README.md', page.encode())
   print(f'\n{page}\nwritten to {out}')
 
 
+def runs(name: str) -> Path:
+  """Where the study's runs are kept."""
+  return Path(RUNS.value or f'runs/studies/{name}')
+
+
 def machine() -> dict:
   """What the times were measured on."""
   cpu = Path('/proc/cpuinfo')
   names = [n for n in (cpu.read_text() if cpu.exists() else '').splitlines() if 'model name' in n]
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  device = jax.devices()[0]
+  processor = names[0].partition(':')[2].strip() if names else platform.processor()
   return {
-    'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-    'cpu': names[0].partition(':')[2].strip() if names else platform.processor(),
+    'name': f'{cores} cores of {processor}' if device.platform == 'cpu' else device.device_kind,
+    'cores': cores,
     'versions': {name: importlib.metadata.version(name) for name in ('jax', 'flax')},
   }

@@ -8,38 +8,28 @@ know nothing and spread what they are given; the transposed convolution knows no
 learns how to spread. The nets are the same otherwise, start with the same kernels and see the same
 pictures in the same order.
 
-Writes `upsampling.json`, `upsampling.png` and `README.md` into `--out`; started again after a stop,
-it goes on.
+Writes `upsampling.json`, `upsampling.png` and `README.md` into `--out` (CamVid's, as it shows its
+pictures, into `--runs` unless told otherwise); started again after a stop, it goes on.
 """
 
 import functools
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
 from matplotlib.figure import Figure
 
 from configs import segnet_basic
 from experiments import study
-from seg_jax import pictures, runtime
 from seg_jax.models.segnet import UPSAMPLINGS
 from seg_jax.tasks import build_task
 from seg_jax.training import summary
 from seg_jax.training.optimizer import make_optimizer, make_schedule
 from seg_jax.training.step import init_state, make_step
 
-_CAMVID = flags.DEFINE_string('camvid', '', 'CamVid: train, trainannot, ...; else generated scenes')
-_OUT = flags.DEFINE_string(
-  'out', '', 'where the results go; CamVid, with its pictures, into --runs'
-)
-_RUNS = flags.DEFINE_string('runs', 'runs/studies/upsampling', 'where the runs are kept')
-_STEPS = flags.DEFINE_integer('steps', 600, 'of training, for each way')
-
+STEPS = 600  # of training, for each way
 ROUNDS = 15  # of timing, one step of each net in turns
-SCENES = (28, 85)  # of val, that the figure shows
 EXPLAINED = """
 A step is forward, backward and update of one batch, timed in turns with the others; its memory is
 what the compiled step holds besides parameters, optimizer and batch. The transposed convolutions
@@ -51,15 +41,18 @@ def nets(num_steps: int) -> dict:
   """The config of each net."""
   configs = {}
   for upsampling in UPSAMPLINGS:
-    configs[upsampling] = config = segnet_basic.get_config('camvid' if _CAMVID.value else 'shapes')
-    if _CAMVID.value:
+    configs[upsampling] = config = segnet_basic.get_config(
+      'shapes' if study.CAMVID.value is None else 'camvid'
+    )
+    if study.CAMVID.value is not None:
       config.dtype = 'float32'
-      config.data.update({'dir': _CAMVID.value, 'image_scale': 0.5, 'crop_size': (176, 240)})
+      config.data.update({'dir': study.CAMVID.value, 'image_scale': 0.5, 'crop_size': (176, 240)})
       config.model.width = 24
       config.optimizer.learning_rate = 4e-3
     config.model.upsampling = upsampling
     config.train.num_steps = num_steps
-    config.train.eval_every = config.train.checkpoint_every = max(num_steps // 3, 1)
+    config.train.update({'eval_every': num_steps, 'checkpoint_every': 100})
+    config.eval.splits = 'val' if study.CAMVID.value is None else 'val,test'
   return configs
 
 
@@ -96,30 +89,10 @@ def costs(configs: dict, info) -> dict:
 
 def chart(rows: dict, panels: dict, info) -> Figure:
   """The scores on the left; on the right the same scenes as each net labels them."""
-  figure = Figure(figsize=(13, 3.9), layout='constrained', dpi=130)
+  figure = Figure(figsize=(13, 4), layout='constrained', dpi=130)
   left, right = figure.subfigures(1, 2, width_ratios=(1, 2.3))
-  axes = left.subplots()
-  names = [name.replace('_', ' ') for name in rows]
-  for i, (key, title) in enumerate((('miou', 'mIoU'), ('boundary_iou', 'boundary IoU'))):
-    at = np.arange(len(rows)) + 0.4 * i - 0.2
-    bars = axes.barh(at, [100 * row[key] for row in rows.values()], 0.38, label=title)
-    axes.bar_label(bars, fmt='%.1f', padding=2, fontsize=8)
-  axes.set_yticks(np.arange(len(rows)), names)
-  axes.invert_yaxis()
-  axes.set_xlabel('%')
-  axes.margins(x=0.12)
-  axes.spines[['top', 'right']].set_visible(False)
-  axes.legend(frameon=False, fontsize=8, ncols=2, loc='lower left', bbox_to_anchor=(0, 1))
-  grid = right.subplots(len(SCENES), 2 + len(rows))
-  for line, *shown in zip(grid, *panels.values(), strict=True):
-    image, truth, _ = shown[0]
-    labels = [truth, *(label for _, _, label in shown)]
-    drawn = [image, *(pictures.colourise(label, info.palette) for label in labels)]
-    for axes, picture in zip(line, drawn, strict=True):
-      axes.imshow(picture, interpolation='nearest')
-      axes.set_axis_off()
-  for axes, title in zip(grid[0], ('picture', 'truth', *names), strict=True):
-    axes.set_title(title, fontsize=9)
+  study.score_bars(left.subplots(), {name.replace('_', ' '): row for name, row in rows.items()})
+  study.grid(right, {name.replace('_', ' '): shown for name, shown in panels.items()}, info)
   return figure
 
 
@@ -136,37 +109,36 @@ def page(result: dict) -> str:
     )
     for name, row in result['nets'].items()
   ]
-  machine = result['machine']
   return (
     '# Five ways back up\n\n'
     f'SegNet-Basic of width {result["width"]} on {result["dataset"]}, {result["steps"]} steps '
-    f'each; scores of val. {machine["cores"]} cores of {machine["cpu"]}.\n\n'
+    f'each, one seed; scores of {result["split"]}. {result["machine"]["name"]}.\n\n'
     f'{study.table(columns, rows)}\n{EXPLAINED}\n![scores and scenes](upsampling.png)\n'
   )
 
 
-def main(argv):
-  del argv
-  runtime.start()
-  configs = nets(_STEPS.value)
-  runs = Path(_RUNS.value) / ('camvid' if _CAMVID.value else 'shapes')
+def main(name):
+  steps = study.STEPS.value or STEPS
+  configs = nets(steps)
+  dataset, split = ('shapes', 'val') if study.CAMVID.value is None else ('camvid', 'test')
+  runs = study.runs(name) / dataset
   rows, panels = {}, {}
-  for name, config in configs.items():
-    scores = study.trained(config, runs / name)['val']
-    panels[name], info = study.predicted(config, runs / name, 'val', SCENES)
-    rows[name] = {key: scores[key] for key in ('miou', 'boundary_iou')}
+  for way, config in configs.items():
+    scores = study.trained(config, runs / way)[split]
+    panels[way], info = study.predicted(config, runs / way, split, study.SCENES)
+    rows[way] = {key: scores[key] for key in ('miou', 'boundary_iou')}
   result = {
     'machine': study.machine(),
-    'dataset': config.data.name,
+    'dataset': dataset,
+    'split': split,
     'width': config.model.width,
-    'steps': _STEPS.value,
-    'nets': {name: rows[name] | cost for name, cost in costs(configs, info).items()},
+    'steps': steps,
+    'nets': {way: rows[way] | cost for way, cost in costs(configs, info).items()},
   }
-  results = runs if _CAMVID.value else Path('experiments/results/upsampling')
-  figure = chart(rows, panels, info)
-  study.write(Path(_OUT.value or results), 'upsampling', result, page(result), figure)
+  # CamVid's pictures, which the figure then shows, are for academic use.
+  results = None if dataset == 'shapes' else runs
+  study.write(name, result, page(result), chart(rows, panels, info), results)
 
 
 if __name__ == '__main__':
-  runtime.plain_warnings()
-  app.run(runtime.exits(main))
+  study.run(main)

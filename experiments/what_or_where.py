@@ -1,43 +1,36 @@
-"""What or where: the tension between semantics and location, in four nets of equal cost.
+"""What or where: the tension between semantics and location, in three nets of equal cost.
 
     python -m experiments.what_or_where
 
 A net that never pools sees each pixel sharply, but only a few pixels around it. One that pools sees
 the whole scene, and on the way down forgets where things are. Skips hand over what was forgotten.
 Trained on the generated scenes for the same number of steps, each at the width that makes its
-forward pass as expensive as the U-Net's; the fourth pools as often but never comes back up.
+forward pass as expensive as the U-Net's.
 
-Writes `what_or_where.json`, `what_or_where.png` and `README.md` into `--out`. About 15 minutes on
-two cores; started again after a stop, it goes on.
+Writes `what_or_where.json`, `what_or_where.png` and `README.md` into `--out`; started again after a
+stop, it goes on.
 """
 
 import functools
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from matplotlib.figure import Figure
 
 from configs import conv_only, unet
 from experiments import study
-from seg_jax import pictures, runtime
 from seg_jax.metrics import boundary
 from seg_jax.models import build_model
 
-_OUT = flags.DEFINE_string('out', 'experiments/results/what_or_where', 'where the results go')
-_RUNS = flags.DEFINE_string('runs', 'runs/studies/what_or_where', 'where the runs are kept')
-_STEPS = flags.DEFINE_integer('steps', 900, 'of training, for each net')
-
-WIDTH = 12  # of the U-Net, whose cost the others have to match
-SCENES = (28, 85)  # of val, that the figure shows
+STEPS = 700  # of training, for each net
+WIDTH = 14  # of the U-Net, whose cost the others have to match
 EXPLAINED = """
 *What*: of the pixels of objects that are taken for an object, the share with the right class.
-*Where*: boundary IoU of objects, whatever their class, against the ground. Cost is of one forward
-pass of a 96 x 96 scene, as XLA counts it before optimisation; the window is the part of the picture
-on which one output depends, found by its gradient, in a picture of 256 x 256.
+*Where*: boundary IoU of objects, whatever their class, against the ground. Multiply-adds (MAC) are
+those of one 96 x 96 scene; the window is the part of a picture of 256 x 256 on which an output in
+its middle depends, found by its gradient.
 """
 
 
@@ -46,30 +39,29 @@ def nets(num_steps: int) -> dict:
   configs = {
     'convolutions only': conv_only.get_config(),
     'down and up': unet.get_config(),
-    'down and up, with skips': unet.get_config(),
+    'with skips': unet.get_config(),
   }
   configs['down and up'].model.skips = False
   for config in configs.values():
     config.model.width = WIDTH
-    config.train.num_steps = num_steps
-    config.train.eval_every = config.train.checkpoint_every = max(num_steps // 3, 1)
+    config.train.update({'num_steps': num_steps, 'eval_every': num_steps, 'checkpoint_every': 100})
   return configs
 
 
-def gigaflops(config) -> float:
-  """Of one forward pass."""
+def multiply_adds(config) -> int:
+  """Of the forward pass of one scene."""
   model = build_model(config, 7)
-  image = jax.ShapeDtypeStruct((1, 96, 96, 3), jnp.float32)
+  image = jnp.zeros((1, 96, 96, 3))
   variables = jax.eval_shape(model.init, jax.random.key(0), image)
-  return jax.jit(model.apply).lower(variables, image).cost_analysis()['flops'] / 1e9
+  return study.multiply_adds(jax.make_jaxpr(model.apply)(variables, image).jaxpr)
 
 
-def match(config, target: float) -> float:
+def match(config, target: int) -> int:
   """Sets the width whose cost is nearest to `target`; returns that cost."""
   costs = {}
   for width in range(4, 65):
     config.model.width = width
-    costs[width] = gigaflops(config)
+    costs[width] = multiply_adds(config)
     if costs[width] > target:
       break
   config.model.width = min(costs, key=lambda width: abs(math.log(costs[width] / target)))
@@ -107,40 +99,30 @@ def what_and_where(panels) -> dict:
 
 def chart(rows: dict, panels: dict, info) -> Figure:
   """What against where on the left, the same scenes as each net sees them on the right."""
-  figure = Figure(figsize=(12, 4.6), layout='constrained', dpi=130)
-  left, right = figure.subfigures(1, 2, width_ratios=(1, 1.9))
+  figure = Figure(figsize=(12, 4.4), layout='constrained', dpi=130)
+  left, right = figure.subfigures(1, 2, width_ratios=(1, 1.5))
   axes = left.subplots()
   for name, row in rows.items():
-    axes.scatter(100 * row['where'], 100 * row['what'], s=70)
-    axes.annotate(
-      name, (100 * row['where'], 100 * row['what']), (0, 9), textcoords='offset points', ha='center'
-    )
+    axes.scatter(100 * row['where'], 100 * row['what'], s=90, label=name)
   axes.set_xlabel('where: boundary IoU of objects, %')
   axes.set_ylabel('what: objects of the right class, %')
-  axes.margins(0.35, 0.2)
+  axes.margins(0.2)
+  axes.grid(alpha=0.3)
   axes.spines[['top', 'right']].set_visible(False)
-  columns = ['picture', 'truth', *rows]
-  grid = right.subplots(len(SCENES), len(columns), squeeze=False)
-  for i, scene in enumerate(SCENES):
-    image, truth, _ = next(iter(panels.values()))[scene]
-    labels = [truth, *(panels[name][scene][2] for name in rows)]
-    shown = [image, *(pictures.colourise(label, info.palette) for label in labels)]
-    for axes, picture, column in zip(grid[i], shown, columns, strict=True):
-      axes.imshow(picture, interpolation='nearest')
-      axes.set_axis_off()
-      if i == 0:
-        axes.set_title(column, fontsize=9)
+  axes.legend(frameon=False, ncols=3, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1))
+  chosen = {name: [shown[scene] for scene in study.SCENES] for name, shown in panels.items()}
+  study.grid(right, chosen, info)
   return figure
 
 
 def page(result: dict) -> str:
-  columns = ('net', 'width', 'GFLOP', 'window', 'parameters', 'what', 'where', 'mIoU')
+  columns = ('net', 'width', 'GMAC', 'window', 'parameters', 'what', 'where', 'mIoU')
   columns += ('boundary IoU', 'training')
   rows = [
     (
       name,
       row['width'],
-      row['gigaflops'],
+      row['multiply_adds'] / 1e9,
       f'{row["window"]} px',
       f'{row["parameters"]:,}',
       *(f'{100 * row[key]:.1f}' for key in ('what', 'where', 'miou', 'boundary_iou')),
@@ -150,37 +132,34 @@ def page(result: dict) -> str:
   ]
   return (
     '# What or where\n\n'
-    f'{result["machine"]["cores"]} cores of {result["machine"]["cpu"]}; {result["steps"]} steps of '
-    'each net on generated scenes, scored on the 200 of val.\n\n'
+    f'{result["steps"]} steps of each net on generated scenes, one seed, scored on the 200 of val. '
+    f'{result["machine"]["name"]}.\n\n'
     f'{study.table(columns, rows)}\n{EXPLAINED}\n![what against where](what_or_where.png)\n'
   )
 
 
-def main(argv):
-  del argv
-  runtime.start()
-  configs = nets(_STEPS.value)
-  target = gigaflops(configs['down and up, with skips'])
+def main(name):
+  steps = study.STEPS.value or STEPS
+  configs = nets(steps)
+  target = multiply_adds(configs['with skips'])
   rows, panels = {}, {}
-  for name, config in configs.items():
+  for net, config in configs.items():
     cost = match(config, target)
-    workdir = Path(_RUNS.value) / name.replace(' ', '_').replace(',', '')
+    workdir = study.runs(name) / net.replace(' ', '_')
     scores = study.trained(config, workdir)
-    panels[name], info = study.predicted(config, workdir, 'val', range(200))
-    rows[name] = {
+    panels[net], info = study.predicted(config, workdir, 'val', range(200))
+    rows[net] = {
       'width': config.model.width,
-      'gigaflops': cost,
+      'multiply_adds': cost,
       'window': window(config),
       'parameters': study.num_parameters(config, info.num_classes),
       'seconds': scores['seconds'],
       **{key: scores['val'][key] for key in ('miou', 'boundary_iou')},
-      **what_and_where(panels[name]),
+      **what_and_where(panels[net]),
     }
-  result = {'machine': study.machine(), 'steps': _STEPS.value, 'nets': rows}
-  figure = chart(rows, panels, info)
-  study.write(Path(_OUT.value), 'what_or_where', result, page(result), figure)
+  result = {'machine': study.machine(), 'steps': steps, 'nets': rows}
+  study.write(name, result, page(result), chart(rows, panels, info))
 
 
 if __name__ == '__main__':
-  runtime.plain_warnings()
-  app.run(runtime.exits(main))
+  study.run(main)

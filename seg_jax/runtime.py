@@ -33,9 +33,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     unknown = [key for key in keys if key not in known]
     if not unknown:
       raise
-    sys.exit(_complain(f'unknown config key {unknown[0]!r}{nearest(unknown[0], known)}'))
+    sys.exit(complain(f'unknown config key {unknown[0]!r}{nearest(unknown[0], known)}'))
   except (flags.Error, UserError, TypeError, ValueError) as error:
-    sys.exit(_complain(str(error)))
+    sys.exit(complain(str(error)))
 
 
 def plain_warnings() -> None:
@@ -79,6 +79,7 @@ def start() -> None:
   print(f'JAX {jax.__version__} on {len(devices)} x {devices[0].device_kind}')
 
 
-def _complain(message: str) -> int:
+def complain(message: str) -> int:
+  """Tells what the user gave wrong in one line; returns the exit code."""
   print(f'error: {" ".join(message.split())}', file=sys.stderr)
   return 2

@@ -171,6 +171,8 @@ def load_variables(
     raise errors.UserError(f'{workdir} holds no checkpoint; train first, or give --workdir')
   with Checkpoints(workdir, read_only=True) as saved:
     step = saved.find(config.eval.checkpoint)
+    if step is None:  # a save was cut short
+      raise errors.UserError(f'{workdir} holds no whole checkpoint; train first')
     if info is None:
       there = saved.facts(step)
       with _readable(workdir / 'checkpoints' / str(step)):

@@ -19,12 +19,12 @@ from seg_jax.training.step import init_state, make_step
 from seg_jax.training.transfer import start_from
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
   """Trains `config` in `workdir`, going on from its last checkpoint, then judges the best one.
 
   What a step sees (pictures, augmentation, dropout) follows from the seed and the step's number
   alone, so a run that was killed and started again ends with the same bits as one that was not.
-  SIGTERM and Ctrl-C save and return.
+  SIGTERM and Ctrl-C save and return; whether there was one is what is returned.
 
   Raises:
     UserError: something that the config names is wrong.
@@ -54,7 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     state = saved.restore(start, state, facts)
     print(f'going on from step {start} of {num_steps} in {workdir}')
   elif config.train.init_from:
-    state = start_from(state, Path(config.train.init_from))
+    state = start_from(state, Path(config.train.init_from), source.info.class_names)
   if start > num_steps:
     raise UserError(f'train.num_steps is {num_steps}, but {workdir} holds step {start} already')
   step_fn = make_step(
@@ -100,6 +100,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     print(f'stopped and saved at step {step} of {num_steps}; the same command goes on from there')
   else:
     evaluation.evaluate(config, workdir, judged)
+  return stop.requested
 
 
 def _class_weights(config, source):

@@ -1,5 +1,6 @@
 """A fresh run that starts with the weights of another one, as far as they fit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -10,12 +11,13 @@ from seg_jax.training.checkpoints import Checkpoints
 from seg_jax.training.step import TrainState
 
 
-def start_from(state: TrainState, workdir: Path) -> TrainState:
+def start_from(state: TrainState, workdir: Path, classes: Sequence[str]) -> TrainState:
   """`state` with the weights of the best checkpoint in `workdir`, and what was taken, printed.
 
   Taken are the arrays that the evaluation there used (averaged weights, if it has them, and batch
   statistics), wherever path and shape agree; the models may differ. Everything else stays as it is:
-  the new layers at their initial values, the step and the optimizer at their start.
+  the new layers at their initial values, the step and the optimizer at their start. If that run
+  had other `classes` than this one, so has a last layer that fits, which is told.
 
   Raises:
     UserError: `workdir` holds no checkpoint, it is damaged, or nothing in it fits.
@@ -24,18 +26,26 @@ def start_from(state: TrainState, workdir: Path) -> TrainState:
     raise errors.UserError(f'train.init_from is {str(workdir)!r}, which holds no checkpoint')
   with Checkpoints(workdir, read_only=True) as saved:
     step = saved.find('best')
-    there, model = _flat(saved.variables(step, state.step.sharding)), saved.facts(step)['model']
+    if step is None:  # a save was cut short
+      raise errors.UserError(
+        f'train.init_from is {str(workdir)!r}, which holds no whole checkpoint'
+      )
+    there, facts = _flat(saved.variables(step, state.step.sharding)), saved.facts(step)
   fresh = {'params': state.params} | state.model_state
   here = _flat(fresh)
   taken = {path for path, x in here.items() if path in there and there[path].shape == x.shape}
   if not taken:
-    raise errors.UserError(f'train.init_from: no array of {workdir}, a {model}, fits this model')
+    raise errors.UserError(
+      f'train.init_from: no array of {workdir}, a {facts["model"]}, fits this model'
+    )
 
   def take(path, leaf):
     return there[name] if (name := _name(path)) in taken else leaf
 
   variables = jax.tree_util.tree_map_with_path(take, fresh)
   print(f'starting from step {step} of {workdir}: {len(taken)} of {len(here)} arrays taken')
+  if facts['classes'] != list(classes):
+    print(f'  its classes are others: {", ".join(facts["classes"])}')
   shapes = [
     f'{path} {there[path].shape} there, {here[path].shape} here'
     for path in here.keys() & there.keys() - taken

@@ -46,8 +46,10 @@ def stripes(size):
 class ContractTest(parameterized.TestCase):
   @parameterized.product(name=list(CONFIGS), size=((33, 161), (64, 47), (160, 33), (97, 96)))
   def test_any_size_comes_back(self, name, size):
-    """At the config's own width; the dtype is that of the parameters and the logits."""
+    """At the config's own width; parameters and logits are float32, whatever is computed in."""
+    self.enterContext(jax.numpy_dtype_promotion('standard'))  # Flax's batch norm in bfloat16
     config = CONFIGS[name]()
+    config.dtype = 'bfloat16'
     model = build_task(config, INFO).model
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     outputs, variables = jax.eval_shape(

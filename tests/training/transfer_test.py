@@ -28,7 +28,7 @@ def state(value, *, ema=None, **shapes):
     for leaf in ('kernel', 'mean')
   )
   averaged = {} if ema is None else jax.tree.map(lambda x: jnp.full_like(x, ema), params)
-  optimizer = optax.adam(0.1).init(params)
+  optimizer = jax.tree.map(lambda x: jnp.full_like(x, value), optax.adam(0.1).init(params))
   tree = TrainState(jnp.int32(1), params, {'batch_stats': stats}, optimizer, averaged)
   return jax.device_put(tree, SingleDeviceSharding(jax.devices()[0]))
 
@@ -44,9 +44,9 @@ class StartFromTest(parameterized.TestCase):
       for step, score in scores.items():
         saved.save(step, state(float(step), **fields), FACTS, score)
 
-  def start(self, fresh):
+  def start(self, fresh, classes=('a', 'b')):
     with contextlib.redirect_stdout(io.StringIO()) as told:
-      started = start_from(fresh, self.folder)
+      started = start_from(fresh, self.folder, classes)
     return started, told.getvalue()
 
   def test_takes_what_fits_and_tells_the_rest(self):
@@ -72,6 +72,17 @@ class StartFromTest(parameterized.TestCase):
     np.testing.assert_array_equal(started.opt_state[0].mu['trunk']['kernel'], [0, 0])
     self.assertEqual(started.ema_params, {})
 
+  def test_tells_that_the_classes_were_others(self):
+    self.save({5: 0.5}, head=(4, 2))
+    fresh = state(0.0, head=(4, 2))
+    self.assertNotIn('classes', self.start(fresh)[1])
+    self.assertIn('classes are others: a, b\n', self.start(fresh, ('b', 'a'))[1])
+
+  def test_a_save_that_was_cut_short_is_no_checkpoint(self):
+    (self.folder / 'checkpoints' / '5.orbax-checkpoint-tmp').mkdir(parents=True)
+    with self.assertRaisesRegex(UserError, 'holds no whole checkpoint'):
+      self.start(state(0.0, trunk=(2,)))
+
   def test_takes_averaged_weights_where_there_are_any_and_averages_from_what_it_took(self):
     self.save({5: 0.9}, ema=8.0, trunk=(2,))
     started, _ = self.start(state(0.0, ema=0.0, trunk=(2,), new=(1,)))
@@ -84,10 +95,10 @@ class StartFromTest(parameterized.TestCase):
 
   def test_no_checkpoint_and_nothing_that_fits_are_the_users_errors(self):
     with self.assertRaisesRegex(UserError, 'train.init_from is .*, which holds no checkpoint'):
-      start_from(state(0.0, trunk=(2,)), self.folder)
+      start_from(state(0.0, trunk=(2,)), self.folder, ())
     self.save({5: 0.9}, trunk=(2,), other=(1,))
     with self.assertRaisesRegex(UserError, 'no array of .*, a fcn, fits'):
-      start_from(state(0.0, trunk=(3,), new=(1,)), self.folder)
+      start_from(state(0.0, trunk=(3,), new=(1,)), self.folder, ())
 
 
 class RunTest(absltest.TestCase):

@@ -1,0 +1,128 @@
+import contextlib
+import io
+import json
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from jax import lax
+
+from experiments import dense_prediction, fcn_strides, study, upsampling, what_or_where
+from seg_jax.errors import UserError
+from seg_jax.models.conv_only import ConvOnly, multiply_adds
+from seg_jax.models.unet import UNet
+from seg_jax.training import loop
+from tests.training import tiny
+
+
+class TrainedTest(absltest.TestCase):
+  def test_trains_once_and_refuses_other_settings_and_other_pictures(self):
+    self.enterContext(jax.numpy_dtype_promotion('standard'))  # optax's schedules need it
+    workdir = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = tiny.config(train__num_steps=2, train__eval_every=2)
+    with contextlib.redirect_stdout(io.StringIO()):
+      first = study.trained(config, workdir)
+    self.assertEqual(first['val'], json.loads((workdir / 'eval' / 'val.json').read_text()))
+    self.assertGreater(first['seconds'], 0)
+    with mock.patch.object(loop, 'train') as train:
+      self.assertEqual(study.trained(config, workdir), first)
+      train.assert_not_called()
+    with self.assertRaisesRegex(UserError, 'train.num_steps is 2 there and 3 here.*--runs'):
+      study.trained(tiny.config(train__num_steps=3, train__eval_every=2), workdir)
+    known = json.loads((workdir / 'finished.json').read_text())
+    (workdir / 'finished.json').write_text(json.dumps(known | {'val': 'five other pictures'}))
+    with self.assertRaisesRegex(UserError, 'five other pictures'):
+      study.trained(config, workdir)
+
+
+class MultiplyAddsTest(absltest.TestCase):
+  def test_counts_convolutions_as_by_hand(self):
+    model = ConvOnly(num_classes=5, width=6, layers=3)
+    x = jnp.zeros((1, 9, 11, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    counted = study.multiply_adds(jax.make_jaxpr(model.apply)(variables, x).jaxpr)
+    self.assertEqual(counted, multiply_adds(model, 9, 11))
+
+  def test_counts_matrix_products_loops_and_what_is_jitted(self):
+    def function(x):
+      return lax.map(jax.jit(lambda row: row @ jnp.zeros((4, 7))), x)
+
+    jaxpr = jax.make_jaxpr(function)(jnp.zeros((5, 2, 4))).jaxpr
+    self.assertEqual(study.multiply_adds(jaxpr), 5 * 2 * 4 * 7)
+
+
+class StudiesTest(absltest.TestCase):
+  def test_the_three_nets_of_what_or_where_cost_the_same(self):
+    configs = what_or_where.nets(700)
+    target = what_or_where.multiply_adds(configs['with skips'])
+    for config in configs.values():
+      self.assertBetween(what_or_where.match(config, target) / target, 0.94, 1.06)
+
+  def test_what_or_where_finds_windows_and_tells_classes_from_outlines(self):
+    class Config:
+      pass
+
+    with mock.patch.object(
+      what_or_where, 'build_model', lambda *_: ConvOnly(num_classes=2, width=4, layers=3)
+    ):
+      self.assertEqual(what_or_where.window(Config, size=16), 7)
+    truth = np.zeros((60, 60), np.uint8)
+    truth[10:30, 10:30], truth[40:50, 40:50] = 1, 2
+    same = what_or_where.what_and_where([(None, truth, truth)])
+    self.assertEqual(same, {'what': 1, 'where': 1})
+    swapped = np.where(truth == 2, 1, truth)
+    scores = what_or_where.what_and_where([(None, truth, swapped)])
+    self.assertEqual(scores, {'what': 400 / 500, 'where': 1})
+    moved = np.roll(truth, 1, 0)
+    scores = what_or_where.what_and_where([(None, truth, moved)])
+    self.assertEqual(scores['what'], 1)
+    self.assertBetween(scores['where'], 0.3, 0.9)
+
+  def test_the_ways_of_upsampling_differ_in_nothing_else(self):
+    with mock.patch.object(study, 'CAMVID', mock.Mock(value=None)):
+      first, *others = upsampling.nets(600).values()
+    for config in others:
+      config.model.upsampling = first.model.upsampling
+      self.assertEqual(config.to_dict(), first.to_dict())
+
+  def test_fcn_strides_needs_camvid(self):
+    with (
+      mock.patch.object(study, 'CAMVID', mock.Mock(value=None)),
+      self.assertRaisesRegex(UserError, '--camvid is missing'),
+    ):
+      fcn_strides.main('fcn_strides')
+
+  def test_dense_prediction_takes_the_busiest_middles(self):
+    class Source:
+      def __len__(self):
+        return 5
+
+      def size(self, index):
+        return (100, 200) if index == 4 else (129, 130)
+
+      def __getitem__(self, index):
+        label = np.zeros((129, 130), np.uint8)
+        label[40 : 40 + 10 * index, 40] = 1
+        return {'image': np.full((129, 130, 3), index, np.uint8), 'label': label}
+
+    parts = dense_prediction.middles(Source())
+    self.assertEqual([int(image[0, 0, 0]) for image, _ in parts], [3, 2, 1])
+    self.assertEqual({label.shape for _, label in parts}, {(128, 128)})
+
+  def test_unet_upconvolutions_are_counted(self):
+    """Matrix products: a 2x2 up-convolution from 2w to w channels costs 2 w**2 a pixel."""
+    model = UNet(num_classes=2, width=4, depth=1, norm='none')
+    x = jnp.zeros((1, 8, 8, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    counted = study.multiply_adds(jax.make_jaxpr(model.apply)(variables, x).jaxpr)
+    down, bottom = 9 * (3 * 4 + 4 * 4), 9 * (4 * 8 + 8 * 8) // 4
+    up = 8 * 4 + 9 * (8 * 4 + 4 * 4) + 4 * 2
+    self.assertEqual(counted, 64 * (down + bottom + up))
+
+
+if __name__ == '__main__':
+  absltest.main()
