@@ -58,12 +58,11 @@ def multiply_adds(config) -> int:
 
 def match(config, target: int) -> int:
   """Sets the width whose cost is nearest to `target`; returns that cost."""
+  # Cost grows about as the square of the width.
+  about = round(config.model.width * math.sqrt(target / multiply_adds(config)))
   costs = {}
-  for width in range(4, 65):
-    config.model.width = width
-    costs[width] = multiply_adds(config)
-    if costs[width] > target:
-      break
+  for config.model.width in range(max(about - 1, 1), about + 2):
+    costs[config.model.width] = multiply_adds(config)
   config.model.width = min(costs, key=lambda width: abs(math.log(costs[width] / target)))
   return costs[config.model.width]
 

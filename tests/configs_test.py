@@ -39,7 +39,7 @@ class ConfigsTest(parameterized.TestCase):
         splits = {config.train.split, *settings.eval_splits(config)}
         self.assertContainsSubset(splits, info.num_images)
 
-  @parameterized.product(name=list(CONFIGS), dataset=('camvid', 'folder', 'voc2012'))
+  @parameterized.product(name=list(CONFIGS), dataset=('camvid', 'voc2012'))
   def test_each_builds_and_steps_at_its_full_size(self, name, dataset):
     """Traced, with its own dtype, loss and optimizer; nothing is computed."""
     self.enterContext(jax.numpy_dtype_promotion('standard'))  # Flax's batch norm in bfloat16

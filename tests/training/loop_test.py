@@ -80,14 +80,15 @@ class LoopTest(parameterized.TestCase):
     best = max((x for x in lines if x['split'] == 'val'), key=lambda x: x['miou'])
     self.assertAlmostEqual(report['miou'], best['miou'], places=6)  # the best one is judged
 
-  @parameterized.parameters(0, 2)
-  def test_stop_and_resume_is_the_uninterrupted_run_bit_for_bit(self, workers):
+  def test_stop_and_resume_is_the_uninterrupted_run_bit_for_bit(self):
+    """Stopped twice, going on with other numbers of worker processes each time."""
     config = tiny.config(optimizer__ema_decay=0.9, model__dropout=0.5)
     train(self.folder / 'whole', config)
-    config.data.num_workers = workers
-    for stop in (1, 4):
+    for stop, workers in ((1, 0), (4, 2)):
+      config.data.num_workers = workers
       train_and_stop(self.folder / 'parts', config, at=stop)
       self.assertEqual(outcome(self.folder / 'parts')[0], stop)
+    config.data.num_workers = 0
     train(self.folder / 'parts', config)
     compare(self, outcome(self.folder / 'whole'), outcome(self.folder / 'parts'))
 

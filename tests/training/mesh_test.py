@@ -21,7 +21,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def run(devices):
-  """What a run on so many devices logs: [(split, loss or miou), ...]."""
+  """What a run on so many devices of its own process logs: [(split, loss or miou), ...]."""
   process = subprocess.run(
     [sys.executable, '-c', SCRIPT, str(devices)],
     cwd=Path(__file__).parents[2],
