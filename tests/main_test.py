@@ -12,6 +12,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image
 
@@ -181,6 +182,7 @@ class FolderTest(parameterized.TestCase):
     )
     self.assertAlmostEqual(scores['pixel_accuracy'], np.mean(guesses == truths))
 
+  @pytest.mark.slow
   def test_what_is_prepared_trains_to_the_same_scores(self):
     config, scores = folder_config(self.data), []
     main.run(config, self.folder / 'folder', 'prepare', {}, [])

@@ -9,6 +9,7 @@ from unittest import mock
 import cv2
 import jax
 import numpy as np
+import pytest
 import tifffile
 from absl.testing import absltest, parameterized
 from PIL import ExifTags, Image
@@ -217,6 +218,7 @@ class FolderOfBandsTest(absltest.TestCase):
       eval__size_multiple=8,
     )
 
+  @pytest.mark.slow
   def test_trains_evaluates_predicts_and_is_inspected(self):
     self.enterContext(jax.numpy_dtype_promotion('standard'))  # optax's schedules need it
     workdir, out = self.root / 'run', io.StringIO()

@@ -33,7 +33,7 @@ def run(task, batch, steps=1, ema_decay=0.0, accumulation=1):
   step = jax.jit(
     make_step(task, optimizer, schedule, accumulation=accumulation, ema_decay=ema_decay)
   )
-  states = [init_state(task, optimizer, ema_decay, key, batch)]
+  states = [jax.jit(lambda key: init_state(task, optimizer, ema_decay, key, batch))(key)]
   for _ in range(steps):
     state, logs = step(states[-1], batch, key)
     states.append(state)
