@@ -109,7 +109,17 @@ def _max_and_position(x, windows):
   for k, other in enumerate(others, start=1):
     position = jnp.where(other > largest, jnp.uint8(k), position)  # a tie stays with the first
     largest = jnp.maximum(largest, other)
-  return largest, position
+  return largest, _computed_once(position)
+
+
+def _computed_once(positions):
+  """`positions` as an array in memory.
+
+  XLA would rather compare the map's pixels again wherever the positions are used, on the way up and
+  in both gradients. It never repeats a reduction, so this is one: the maximum with zeros.
+  """
+  pairs = jnp.where(jnp.arange(2).reshape(1, 1, 1, 2, 1) == 0, positions[:, :, :, None], 0)
+  return pairs.max(3)
 
 
 def _forward(x, windows):
@@ -171,6 +181,7 @@ def _window_sum(x, windows):
   return blocks.reshape(len(x), rows, height, columns, width, x.shape[3]).sum((2, 4))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def place(
   values: Float[Array, 'N h w C'],
   positions: UInt8[Array, 'N h w C'],
@@ -179,8 +190,43 @@ def place(
 ) -> Float[Array, 'N H W C']:
   """Each window's value at its position in a map of `size`, zeros elsewhere, sums at overlaps.
 
-  A scatter written as selects: pixel `stride * i + phase` is tap `u` of one window only, so a
-  phase is a sum over its taps of shifted windows, and the phases interleave.
+  A scatter written as selects; its gradient in `values` is what stands at the positions.
+  First-order and reverse mode only.
+  """
+  if windows.size == windows.stride and max(windows.dilation) == 1:
+    return _place_in_blocks(values, positions, size, windows)
+  return _place_by_taps(values, positions, size, windows)
+
+
+def _place_forward(values, positions, size, windows):
+  return place(values, positions, size, windows), positions
+
+
+def _place_backward(size, windows, positions, gradient):
+  slices = enumerate(windows.slices(gradient, 0))
+  return sum(jnp.where(positions == k, pixels, 0) for k, pixels in slices), None
+
+
+place.defvjp(_place_forward, _place_backward)
+
+
+def _place_in_blocks(values, positions, size, windows):
+  """Windows side by side: a block for each window, of its value where its position says."""
+  n, rows, columns, channels = values.shape
+  down, right = windows.size
+  numbers = jnp.arange(down * right, dtype=jnp.uint8).reshape(1, 1, down, 1, right, 1)
+  chosen = positions[:, :, None, :, None] == numbers
+  blocks = jnp.where(chosen, values[:, :, None, :, None], 0)
+  dense = blocks.reshape(n, rows * down, columns * right, channels)
+  lengths = zip(windows.padding, size, dense.shape[1:3], strict=True)
+  margins = [(-p, length - (have - p), 0) for p, length, have in lengths]  # negative: cut off
+  zero = jnp.zeros((), dense.dtype)
+  return jax.lax.pad(dense, zero, ((0, 0, 0), *margins, (0, 0, 0)))
+
+
+def _place_by_taps(values, positions, size, windows):
+  """Any windows: pixel `stride * i + phase` is tap `u` of one window only, so a phase is a sum over
+  its taps of shifted windows, and the phases interleave.
   """
   n, *_, channels = values.shape
   blocks, before, after, taps = zip(
@@ -208,10 +254,6 @@ def _taps(axis, length, count, windows):
   """Of one axis: blocks, windows to add before and after, and each phase's (tap, first window)."""
   k, s, p, d = (field[axis] for field in windows)
   blocks = -(-length // s)
-  if windows.overlap:
-    # Each slice reads a border: otherwise XLA sees through the padding and, within every tap,
-    # computes the positions again from the pooled map (4 times slower for 3x3, stride 2).
-    blocks = max(blocks, count + 1)
   first = [
     [(u, (a + p - u * d) // s) for u in range(k) if (a + p - u * d) % s == 0] for a in range(s)
   ]

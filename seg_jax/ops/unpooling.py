@@ -35,6 +35,7 @@ def max_unpool(
 
   `positions` and the other arguments are those of `max_pool_with_argmax`, `size` is (H, W) of the
   map that it pooled, odd or not. Sparse maps, which SegNet's decoder makes dense by convolutions.
+  First-order and reverse mode only.
   ValueError: windows that overlap (two could claim one pixel, which in PyTorch has the value that
   happens to be written last), or shapes that are not what pooling a map of `size` gives.
   """
