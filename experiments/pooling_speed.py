@@ -156,16 +156,15 @@ def measure() -> list[dict]:
 
 
 def keep_memory() -> None:
-  """Lets this process keep what it frees, for both systems; in glibc, elsewhere nothing changes.
+  """Lets the process keep what it frees, in one heap, for both systems; glibc alone can do that.
 
-  Otherwise most of what is timed of large maps is the kernel handing out fresh pages.
+  Otherwise half of what is timed of the largest maps is the kernel handing out fresh pages.
   """
+  m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
   libc = ctypes.CDLL(None)
   if hasattr(libc, 'mallopt'):
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
-    libc.mallopt(m_arena_max, 1)
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    for option, value in ((m_arena_max, 1), (m_mmap_max, 0), (m_trim_threshold, 2**31 - 1)):
+      libc.mallopt(option, value)
 
 
 def label(row: dict) -> str:
@@ -208,7 +207,6 @@ def page(result: dict) -> str:
 def main(name):
   if torch is None:
     raise UserError("PyTorch is what is compared with: pip install -e '.[parity]'")
-  keep_memory()
   jax.config.update('jax_default_device', jax.devices('cpu')[0])  # where PyTorch runs, too
   machine = study.machine()
   torch.set_num_threads(machine['cores'])
@@ -218,4 +216,5 @@ def main(name):
 
 
 if __name__ == '__main__':
+  keep_memory()  # before there are threads, which would have heaps of their own
   study.run(main)
