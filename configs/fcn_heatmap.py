@@ -10,6 +10,9 @@ FCN-32s' parameters. A finished FCN-32s as a heatmap, whose scores take the plac
 
     ./run.sh --config=configs/fcn32s.py --mode=eval --workdir=runs/fcn32s-shapes \
         --config.model.head=heatmap
+
+The generated scenes are enlarged twice as much as for FCN-32s: there even a cell's majority label
+has an mIoU of 0.69 only, here 0.82.
 """
 
 from configs import fcn32s
@@ -19,4 +22,6 @@ def get_config(dataset: str = 'shapes'):
   config = fcn32s.get_config(dataset)
   config.name = 'fcn_heatmap'
   config.model.head = 'heatmap'
+  if dataset == 'shapes':
+    config.data.image_scale = 8.0
   return config

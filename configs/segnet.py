@@ -5,7 +5,7 @@
     ./run.sh --config=configs/segnet.py:camvid --config.data.dir=PATH \
         --config.dtype=float32 --config.model.width=16 --config.data.image_scale=0.5 \
         '--config.data.crop_size=(176,240)' --config.optimizer.learning_rate=4e-3 \
-        --config.train.num_steps=2000                                  # small, on a CPU
+        --config.train.num_steps=1200                                  # small, on a CPU
 
 The paper starts from VGG16 trained on ImageNet, weighs classes by
 `--config.loss.class_weights=median_frequency`, and takes SGD, `--config.optimizer.name=sgd

@@ -49,7 +49,7 @@ CHECKS = (
     'data.extras',
   ),
   ('number of bits, 8 or 16', lambda v: v in (8, 16), 'data.bits'),
-  ('number above 0 and at most 4', lambda v: 0 < v <= 4, 'data.image_scale'),
+  ('number above 0 and at most 8', lambda v: 0 < v <= 8, 'data.image_scale'),
   (
     'tuple of numbers in [0, 1]',
     lambda v: isinstance(v, tuple) and all(0 <= n <= 1 for n in v),
