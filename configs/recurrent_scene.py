@@ -22,9 +22,9 @@ def get_config(dataset: str = 'shapes'):
   config.optimizer.learning_rate = 4e-3
   config.optimizer.warmup_steps = 30
   if dataset == 'shapes':
-    config.train.num_steps = 700
-    config.train.eval_every = 350
-    config.train.checkpoint_every = 350
+    config.train.num_steps = 500
+    config.train.eval_every = 250
+    config.train.checkpoint_every = 250
   elif dataset != 'folder':
     config.dtype = 'bfloat16'
     config.model.width = 25
