@@ -6,7 +6,7 @@ it; FCN-16s doubles it and adds scores of pool4, FCN-8s doubles that and adds sc
 (section 4.2, figure 3). As in the paper, the doublings are transposed convolutions that start as
 bilinear interpolation and are learned (in the authors' published nets they are not), the last
 interpolation is fixed, and the scores of the poolings start at zero: a finer net starts with the
-scores of the coarser that it was loaded from (`config.train.init_from`). The coarsest scores start
+scores of the coarser that it was loaded from (`config.model.pretrained`). The coarsest scores start
 at random, as training starts from scratch.
 
 The authors pad pictures by 100 pixels and crop with offsets; here a picture is padded behind to
@@ -27,6 +27,7 @@ from seg_jax import errors
 from seg_jax.models.backbones import alexnet, vgg
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
+from seg_jax.ops.convolution import convolve
 from seg_jax.ops.pooling import max_pool
 from seg_jax.ops.resizing import bilinear_kernel, resize_bilinear, upsample
 from seg_jax.ops.unpooling import unpool_nearest
@@ -96,6 +97,7 @@ class FCN(nn.Module):
       nn.Conv,
       use_bias=self.norm == 'none',
       kernel_init=nn.initializers.he_normal(),
+      conv_general_dilated=convolve,  # fc6 is often larger than its map
       dtype=self.dtype,
     )
     norm = make_norm(self.norm, train, self.dtype)

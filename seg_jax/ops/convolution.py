@@ -1,0 +1,89 @@
+"""Convolutions in the form that is quickest on a CPU, with gradients to match.
+
+XLA's own are kept wherever they are as quick. Its 1x1 convolutions have a slow gradient of the
+kernel, two to three times a matrix product's; its depthwise and grouped ones have slow gradients
+of both, ten times and more; kernels larger than the map, as FCN's 7x7 fc6 on few pixels, are up to
+sixty times slower than they need be, both ways.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def convolve(
+  x: Float[Array, 'N H W C'],
+  kernel: Float[Array, 'rows columns C/groups D'],
+  window_strides: tuple[int, int],
+  padding: str | tuple[tuple[int, int], tuple[int, int]],
+  *,
+  lhs_dilation: tuple[int, int] = (1, 1),
+  rhs_dilation: tuple[int, int] = (1, 1),
+  feature_group_count: int = 1,
+  **options,
+) -> Float[Array, 'N h w D']:
+  """`lax.conv_general_dilated` of channels-last maps; `nn.Conv` takes it as its own argument.
+
+  1x1 kernels become matrix products, depthwise kernels (as many groups as channels, in and out)
+  sums of shifted products, kernels larger than the map a matrix product over all that they see, and
+  other groups are convolved one after the other. Outer taps that read nothing but padding, as those
+  of a large rate on a small map, are left out.
+  """
+  plain = lhs_dilation == (1, 1)
+  if not isinstance(padding, str):
+    padding = tuple(map(tuple, padding))
+  elif plain:
+    extent = [r * (k - 1) + 1 for k, r in zip(kernel.shape[:2], rhs_dilation, strict=True)]
+    padding = tuple(lax.padtype_to_pads(x.shape[1:3], extent, window_strides, padding))
+  if plain:
+    kernel, padding = _reaching(x.shape[1:3], kernel, window_strides, padding, rhs_dilation)
+  size, channels = kernel.shape[:2], x.shape[-1]
+  if plain and feature_group_count == channels == kernel.shape[-1] > 1:
+    taps = kernel.reshape(-1, 1, 1, 1, channels)
+    seen = _shifted(x, size, window_strides, padding, rhs_dilation)
+    return sum(part * tap for part, tap in zip(seen, taps, strict=True))
+  if plain and feature_group_count == 1 and size == (1, 1) and padding == ((0, 0), (0, 0)):
+    rows, columns = window_strides
+    return x[:, ::rows, ::columns] @ kernel[0, 0]
+  if plain and feature_group_count == 1 and _exceeds(size, rhs_dilation, x.shape[1:3]):
+    seen = _shifted(x, size, window_strides, padding, rhs_dilation)
+    return jnp.concatenate(seen, -1) @ kernel.reshape(-1, kernel.shape[-1])
+  how = {'lhs_dilation': lhs_dilation, 'rhs_dilation': rhs_dilation} | options
+  how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')} | how
+  groups = zip(*(jnp.split(a, feature_group_count, -1) for a in (x, kernel)), strict=True)
+  parts = [lax.conv_general_dilated(a, b, window_strides, padding, **how) for a, b in groups]
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+def _reaching(lengths, kernel, strides, padding, rates):
+  """The kernel without outer taps that reach no pixel, and the padding that is left to be read."""
+  borders = []
+  axes = zip(lengths, kernel.shape[:2], strides, padding, rates, strict=True)
+  for axis, (n, k, stride, (before, behind), rate) in enumerate(axes):
+    # Where the windows begin, from the border's edge on: at 0, and the last one here.
+    last = (n + before + behind - rate * (k - 1) - 1) // stride * stride
+    taps = [i for i in range(k) if before - last <= rate * i < before + n] or range(k)
+    cut = min(taps[0], max(before, 0) // rate), min(k - 1 - taps[-1], max(behind, 0) // rate)
+    if any(cut):
+      kernel = lax.slice_in_dim(kernel, cut[0], k - cut[1], axis=axis)
+    borders.append((before - rate * cut[0], behind - rate * cut[1]))
+  return kernel, tuple(borders)
+
+
+def _exceeds(size, rates, lengths) -> bool:
+  return any(r * (k - 1) + 1 > n for k, r, n in zip(size, rates, lengths, strict=True))
+
+
+def _shifted(x, size, strides, padding, rates) -> list[jax.Array]:
+  """What each tap of a kernel of `size` sees, row by row: shifted pictures, [N, h, w, C]."""
+  x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+  rows, columns = (
+    [(rate * i, rate * i + (n - rate * (k - 1) - 1) // stride * stride + 1) for i in range(k)]
+    for n, k, stride, rate in zip(x.shape[1:3], size, strides, rates, strict=True)
+  )
+  return [
+    x[:, top : bottom : strides[0], left : right : strides[1]]
+    for top, bottom in rows
+    for left, right in columns
+  ]
