@@ -27,7 +27,7 @@ from seg_jax.errors import UserError
 from seg_jax.training import evaluation
 from seg_jax.training.mesh import make_mesh
 
-STEPS = 1000  # of each net, both stages together
+STEPS = 800  # of each net, both stages together
 FIRST_STAGE = 0.6  # of the steps
 STRIDES = {'heatmap': 32, '32s': 32, '16s': 16, '8s': 8}
 SHOWN = 4  # pictures of test, spread over it
@@ -43,7 +43,7 @@ def config(head: str, steps: int, start: Path | None = None):
   """A small FCN on half-size pictures, from scratch or from the finished run `start`."""
   config = fcn32s.get_config('camvid')
   config.dtype = 'float32'
-  config.data.update({'dir': study.CAMVID.value, 'image_scale': 0.5, 'crop_size': (160, 224)})
+  config.data.update({'dir': study.CAMVID.value, 'image_scale': 0.5, 'crop_size': (128, 192)})
   config.model.update({'head': head, 'width': 16, 'fc_features': 256, 'dropout': 0.0})
   config.optimizer.update({'learning_rate': 1e-3 if start else 2e-3, 'warmup_steps': 30})
   config.train.update({'num_steps': steps, 'eval_every': steps, 'checkpoint_every': 100})
