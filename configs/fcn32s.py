@@ -31,7 +31,7 @@ def get_config(dataset: str = 'shapes'):
   if dataset == 'shapes':
     config.model.width = 8
     config.data.image_scale = 4.0
-    config.data.crop_size = (384, 384)
+    config.data.crop_size = (256, 256)
     config.eval.batch_size = 8
     config.train.num_steps = 400
     config.train.eval_every = 200

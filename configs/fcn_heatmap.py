@@ -24,4 +24,9 @@ def get_config(dataset: str = 'shapes'):
   config.model.head = 'heatmap'
   if dataset == 'shapes':
     config.data.image_scale = 8.0
+    config.data.crop_size = (384, 384)
+    config.data.batch_size = 4
+    config.eval.batch_size = 2
+    config.train.num_steps = 500
+    config.train.eval_every = 250
   return config
