@@ -18,4 +18,5 @@ def get_config(dataset: str = 'shapes'):
     config.model.width = 16  # 24 channels in conv1, 64 or 96 in the others
     config.train.num_steps = 700
     config.train.eval_every = 350
+    config.train.checkpoint_every = 350
   return config

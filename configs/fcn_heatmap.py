@@ -29,4 +29,5 @@ def get_config(dataset: str = 'shapes'):
     config.eval.batch_size = 2
     config.train.num_steps = 500
     config.train.eval_every = 250
+    config.train.checkpoint_every = 250
   return config
