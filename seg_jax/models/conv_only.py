@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from seg_jax.models.layers import Conv
 from seg_jax.models.norms import make_norm
 
 
@@ -32,7 +33,7 @@ class ConvOnly(nn.Module):
   ) -> dict[str, Float[Array, 'N H W num_classes']]:
     """`{'logits': [N, H, W, num_classes]}`, float32."""
     conv = functools.partial(
-      nn.Conv,
+      Conv,
       self.width,
       (self.kernel_size, self.kernel_size),
       use_bias=self.norm == 'none',
@@ -43,7 +44,7 @@ class ConvOnly(nn.Module):
     x = images.astype(self.dtype)
     for number in range(1, self.layers + 1):
       x = nn.relu(norm(name=f'norm{number}')(conv(name=f'conv{number}')(x)))
-    logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name='score')(x)
+    logits = Conv(self.num_classes, (1, 1), dtype=self.dtype, name='score')(x)
     return {'logits': logits.astype(jnp.float32)}
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from seg_jax import errors
 from seg_jax.models.backbones import vgg
+from seg_jax.models.layers import Conv
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
 from seg_jax.ops.pooling import max_pool_with_argmax
@@ -49,7 +50,7 @@ class DeconvNet(nn.Module):
     UserError: training with batch norm on a batch that leaves it a single value at fc6.
     """
     conv = functools.partial(
-      nn.Conv,
+      Conv,
       use_bias=self.norm == 'none',
       kernel_init=nn.initializers.he_normal(),
       dtype=self.dtype,
@@ -78,5 +79,5 @@ class DeconvNet(nn.Module):
     for number in (5, 4, 3, 2, 1):
       x = max_unpool(x, positions.pop(), (2 * x.shape[1], 2 * x.shape[2]))
       x = vgg.mirrored_stage(x, number, self.width, conv, norm)
-    logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name='output')(x)
+    logits = Conv(self.num_classes, (1, 1), dtype=self.dtype, name='output')(x)
     return {'logits': logits[:, :height, :width].astype(jnp.float32)}

@@ -25,9 +25,9 @@ from jaxtyping import Array, Float
 
 from seg_jax import errors
 from seg_jax.models.backbones import alexnet, vgg
+from seg_jax.models.layers import Conv
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
-from seg_jax.ops.convolution import convolve
 from seg_jax.ops.pooling import max_pool
 from seg_jax.ops.resizing import bilinear_kernel, resize_bilinear, upsample
 from seg_jax.ops.unpooling import unpool_nearest
@@ -94,10 +94,9 @@ class FCN(nn.Module):
     H and W are multiples of 32.
     """
     conv = functools.partial(
-      nn.Conv,
+      Conv,
       use_bias=self.norm == 'none',
       kernel_init=nn.initializers.he_normal(),
-      conv_general_dilated=convolve,  # fc6 is often larger than its map
       dtype=self.dtype,
     )
     norm = make_norm(self.norm, train, self.dtype)
@@ -112,7 +111,7 @@ class FCN(nn.Module):
       x = nn.relu(norm(name=f'{name}_norm')(x))
       x = nn.Dropout(self.dropout, deterministic=not train)(x)
 
-    score = functools.partial(nn.Conv, self.num_classes, (1, 1), dtype=self.dtype)
+    score = functools.partial(Conv, self.num_classes, (1, 1), dtype=self.dtype)
     x = score(name='score_fr')(x)
     for name, number in FUSED[self.head]:
       x = UpScore(dtype=self.dtype, name=name)(x)

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from seg_jax.models.layers import Conv
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
 from seg_jax.ops.pooling import max_pool, mean_pool
@@ -56,7 +57,7 @@ class MultiScale(nn.Module):
     norm = make_norm(self.norm, train, self.dtype)
     use_bias = self.norm == 'none'
     stages = [
-      nn.Conv(self.width * 4**i, (7, 7), use_bias=use_bias, dtype=self.dtype, name=f'conv{i + 1}')
+      Conv(self.width * 4**i, (7, 7), use_bias=use_bias, dtype=self.dtype, name=f'conv{i + 1}')
       for i in range(3)
     ]
     finest = tuple(n // 4 for n in images.shape[1:3])
@@ -69,7 +70,7 @@ class MultiScale(nn.Module):
           x = max_pool(nn.tanh(norm(name=f'norm{i}_scale{scale}')(x)))
       # The classifier's first layer is linear, and so is upsampling: it may come first, where the
       # maps of the coarser scales are still small.
-      x = nn.Conv(
+      x = Conv(
         self.hidden,
         (1, 1),
         use_bias=use_bias and scale == 1,
@@ -78,7 +79,7 @@ class MultiScale(nn.Module):
       )(x)
       total += resize_bilinear(x, finest)
     x = nn.tanh(norm(name='norm_hidden')(total))
-    logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name='score')(x)
+    logits = Conv(self.num_classes, (1, 1), dtype=self.dtype, name='score')(x)
     logits = resize_bilinear(logits.astype(jnp.float32), images.shape[1:3])
     return {'logits': logits[:, :height, :width]}
 

@@ -21,11 +21,11 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from seg_jax.models.norms import make_norm
 from seg_jax.ops.atrous import atrous_plan
+from seg_jax.ops.convolution import convolve
 from seg_jax.ops.pooling import max_pool, mean_pool
 
 
@@ -91,10 +91,7 @@ class DilatedConv(nn.Module):
   def __call__(self, x: Float[Array, 'N H W C'], rate: int = 1) -> Float[Array, 'N h w features']:
     shape = (self.size, self.size, x.shape[-1], self.features)
     kernel = self.param('kernel', nn.initializers.lecun_normal(), shape).astype(self.dtype)
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    y = lax.conv_general_dilated(
-      x, kernel, (1, 1), 'VALID', rhs_dilation=(rate, rate), dimension_numbers=layout
-    )
+    y = convolve(x, kernel, (1, 1), 'VALID', rhs_dilation=(rate, rate))
     if self.use_bias:
       bias = self.param('bias', nn.initializers.zeros, (self.features,))
       y += bias.astype(self.dtype).reshape(1, 1, 1, -1)

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from seg_jax import errors
 from seg_jax.models.backbones import vgg
+from seg_jax.models.layers import Conv
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
 from seg_jax.models.unet import UpConv
@@ -62,7 +63,7 @@ class SegNet(nn.Module):
       x = vgg.mirrored_stage(x, number, self.width, conv, norm)
     x = upsample(x, positions.pop(), name='up1')
     x = nn.relu(norm(name='norm1_2d')(conv(self.width, (3, 3), name='conv1_2d')(x)))
-    logits = nn.Conv(self.num_classes, (3, 3), dtype=self.dtype, name='conv1_1d')(x)
+    logits = Conv(self.num_classes, (3, 3), dtype=self.dtype, name='conv1_1d')(x)
     return {'logits': logits[:, :height, :width].astype(jnp.float32)}
 
 
@@ -97,7 +98,7 @@ class SegNetBasic(nn.Module):
     for number in (4, 3, 2, 1):
       x = upsample(x, positions.pop(), name=f'up{number}')
       x = norm(name=f'norm{number}d')(conv(self.width, (7, 7), name=f'conv{number}d')(x))
-    logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name='classifier')(x)
+    logits = Conv(self.num_classes, (1, 1), dtype=self.dtype, name='classifier')(x)
     return {'logits': logits[:, :height, :width].astype(jnp.float32)}
 
 
@@ -107,7 +108,7 @@ def _layers(model: SegNet | SegNetBasic, train: bool) -> tuple[Callable, Callabl
     hint = errors.nearest(model.upsampling, UPSAMPLINGS)
     raise errors.UserError(f'model.upsampling is {model.upsampling!r}{hint}')
   conv = functools.partial(
-    nn.Conv,
+    Conv,
     use_bias=model.norm == 'none',
     kernel_init=nn.initializers.he_normal(),
     dtype=model.dtype,

@@ -22,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from seg_jax import errors
+from seg_jax.models.layers import Conv
 from seg_jax.models.norms import make_norm
 from seg_jax.ops.atrous import atrous_plan, shift_and_stitch
 from seg_jax.ops.pooling import max_pool
@@ -137,7 +138,7 @@ class SlidingWindow(nn.Module):
     below, strides are taken away, and later kernels and pooling windows dilated.
     """
     conv = functools.partial(
-      nn.Conv,
+      Conv,
       padding='VALID',
       use_bias=self.norm == 'none',
       kernel_init=nn.initializers.he_normal(),
@@ -156,4 +157,4 @@ class SlidingWindow(nn.Module):
         stride, rate = next(plan)
         x = max_pool(x, 2, stride, dilation=rate)
     x = nn.relu(norm(name='norm_fc')(conv(self.hidden, (1, 1), name='fc')(x)))
-    return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name='score')(x).astype(jnp.float32)
+    return Conv(self.num_classes, (1, 1), dtype=self.dtype, name='score')(x).astype(jnp.float32)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seg_jax import errors
+from seg_jax.models.layers import Conv
 from seg_jax.models.norms import make_norm
 from seg_jax.ops.pooling import max_pool
 from seg_jax.ops.resizing import resize_bilinear, transposed_conv
@@ -65,7 +66,7 @@ class UNet(nn.Module):
   def tile(self, images: Float[Array, 'N H W C'], train: bool) -> Float[Array, 'N h w num_classes']:
     """The network proper: with valid convolutions the output is smaller, 572 -> 388 at depth 4."""
     conv = functools.partial(
-      nn.Conv,
+      Conv,
       padding=self.padding.upper(),
       use_bias=self.norm == 'none',
       kernel_init=nn.initializers.he_normal(),
@@ -93,14 +94,14 @@ class UNet(nn.Module):
       if self.skips:
         x = jnp.concatenate([_centre_crop(skips[level], x.shape[1:3]), x], -1)
       x = double_conv(x, features, f'up{level}')
-    return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name='head')(x).astype(jnp.float32)
+    return Conv(self.num_classes, (1, 1), dtype=self.dtype, name='head')(x).astype(jnp.float32)
 
   def _upsample(self, x, features, name):
     """The paper's up-convolution: twice the size, half the channels."""
     if self.upsampling == 'transposed':
       return UpConv(features, dtype=self.dtype, name=f'{name}_upconv')(x)
     x = resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
-    return nn.Conv(features, (1, 1), dtype=self.dtype, name=f'{name}_upconv')(x)
+    return Conv(features, (1, 1), dtype=self.dtype, name=f'{name}_upconv')(x)
 
 
 class UpConv(nn.Module):

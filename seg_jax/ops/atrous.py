@@ -36,6 +36,15 @@ def atrous_plan(strides: Sequence[int], output_stride: int) -> list[tuple[int, i
   return plan
 
 
+def atrous_units(strides: Sequence[int], output_stride: int) -> list[tuple[int, int, int]]:
+  """`atrous_plan` for units of several layers: the (stride, rate, rate behind the stride) of each.
+
+  A unit's layers up to the one that strides take the first rate, those behind it the second.
+  """
+  plan = zip(strides, atrous_plan(strides, output_stride), strict=True)
+  return [(stride, rate, rate * whole // stride) for whole, (stride, rate) in plan]
+
+
 def shift_and_stitch(
   function: Callable[[Float[Array, 'N H W C']], Float[Array, 'N h w D']],
   image: Float[Array, 'N H W C'],

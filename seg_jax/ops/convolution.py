@@ -1,15 +1,24 @@
 """Convolutions in the form that is quickest on a CPU, with gradients to match.
 
 XLA's own are kept wherever they are as quick. Its 1x1 convolutions have a slow gradient of the
-kernel, two to three times a matrix product's; its depthwise and grouped ones have slow gradients
-of both, ten times and more; kernels larger than the map, as FCN's 7x7 fc6 on few pixels, are up to
-sixty times slower than they need be, both ways.
+kernel, two to three times a matrix product's; over a batch that no cache holds the others' takes up
+to four times as long as those of its pictures one by one; its depthwise and grouped ones have slow
+gradients of both, ten times and more; kernels larger than the map, as FCN's 7x7 fc6 on few pixels,
+are up to sixty times slower than they need be, both ways. Forward-mode and second derivatives are
+given up for it.
 """
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+# Values that the kernels of a batch read, each as often as it is read, from which on a gradient of
+# the kernel is taken picture by picture.
+_LARGE = 2**22
 
 
 def convolve(
@@ -49,11 +58,58 @@ def convolve(
   if plain and feature_group_count == 1 and _exceeds(size, rhs_dilation, x.shape[1:3]):
     seen = _shifted(x, size, window_strides, padding, rhs_dilation)
     return jnp.concatenate(seen, -1) @ kernel.reshape(-1, kernel.shape[-1])
-  how = {'lhs_dilation': lhs_dilation, 'rhs_dilation': rhs_dilation} | options
-  how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')} | how
+  how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')} | options
+  if not plain:
+    how |= {'lhs_dilation': lhs_dilation, 'feature_group_count': feature_group_count}
+    return lax.conv_general_dilated(
+      x, kernel, window_strides, padding, rhs_dilation=rhs_dilation, **how
+    )
   groups = zip(*(jnp.split(a, feature_group_count, -1) for a in (x, kernel)), strict=True)
-  parts = [lax.conv_general_dilated(a, b, window_strides, padding, **how) for a, b in groups]
+  geometry = Geometry(tuple(window_strides), padding, tuple(rhs_dilation), tuple(how.items()))
+  parts = [_convolution(a, b, geometry) for a, b in groups]
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+class Geometry(NamedTuple):
+  strides: tuple[int, int]
+  padding: tuple[tuple[int, int], tuple[int, int]]
+  rates: tuple[int, int]
+  options: tuple[tuple, ...]  # further ones of `lax.conv_general_dilated`
+
+
+def _plain(x, kernel, geometry):
+  strides, padding, rates, options = geometry
+  return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=rates, **dict(options))
+
+
+_convolution = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+
+
+def _forward(x, kernel, geometry):
+  return _plain(x, kernel, geometry), (x, kernel)
+
+
+def _backward(geometry, saved, gradient):
+  x, kernel = saved
+
+  def of_kernel(x, gradient, geometry=geometry):
+    _, pullback = jax.vjp(lambda kernel: _plain(x, kernel, geometry), kernel)
+    return pullback(gradient)[0]
+
+  def picture_by_picture(x, gradient):
+    padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))  # once, which is quicker
+    unpadded = geometry._replace(padding=((0, 0), (0, 0)))
+    pairs = zip(*(jnp.split(a, len(a)) for a in (padded, gradient)), strict=True)
+    return sum(of_kernel(*pair, unpadded) for pair in pairs)
+
+  _, pullback = jax.vjp(lambda x: _plain(x, kernel, geometry), x)
+  if math.prod(gradient.shape[:3]) * math.prod(kernel.shape[:3]) < _LARGE:
+    return pullback(gradient)[0], of_kernel(x, gradient)
+  how = {'cpu': picture_by_picture, 'default': of_kernel}
+  return pullback(gradient)[0], lax.platform_dependent(x, gradient, **how)
+
+
+_convolution.defvjp(_forward, _backward)
 
 
 def _reaching(lengths, kernel, strides, padding, rates):

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,6 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
+from seg_jax.ops import convolution
 from seg_jax.ops.convolution import convolve
 
 ZERO = ((0, 0), (0, 0))
@@ -84,6 +87,22 @@ class ConvolveTest(parameterized.TestCase):
     results = (value_and_gradients(function, x, kernel) for function in (own, plain))
     for got, expected in zip(*results, strict=True):
       np.testing.assert_allclose(got, expected, atol=1e-4)
+
+  @parameterized.parameters('plain', 'strided_same', 'dilated', 'groups')
+  def test_gradients_picture_by_picture_equal_those_of_the_batch(self, name):
+    size, kernel_shape, strides, padding, rates, groups = GEOMETRIES[name]
+    x, kernel = arrays(size, kernel_shape, groups)
+
+    def own(x, kernel):
+      return convolve(x, kernel, strides, padding, rhs_dilation=rates, feature_group_count=groups)
+
+    expected = value_and_gradients(own, x, kernel)
+    with mock.patch.object(convolution, '_LARGE', 0):
+      got = value_and_gradients(own, x, kernel)
+      traced = str(jax.make_jaxpr(jax.grad(lambda kernel: own(x, kernel).sum()))(kernel))
+    self.assertIn('platform_index', traced)
+    for one, other in zip(got, expected, strict=True):
+      np.testing.assert_allclose(one, other, atol=1e-4)
 
   # PyTorch pads both sides alike.
   @parameterized.parameters(
