@@ -8,28 +8,37 @@ import flax.linen as nn
 
 from seg_jax import errors
 
-NORMS = ('batch', 'group', 'none')
+NORMS = ('batch', 'frozen_batch', 'group', 'none')
 
 
-def make_norm(kind: str, train: bool, dtype) -> Callable[..., nn.Module | Callable]:
+def make_norm(
+  kind: str, train: bool, dtype, epsilon: float = 1e-5
+) -> Callable[..., nn.Module | Callable]:
   """A constructor `norm(name=...)` of the layer, made once for a whole model.
 
-  'batch' (Ioffe and Szegedy 2015; running averages in `batch_stats`, momentum 0.9), 'group' (Wu and
-  He 2018; groups of at most 16 channels) or 'none'. Statistics are float32 whatever the `dtype`.
+  'batch' (Ioffe and Szegedy 2015; running averages in `batch_stats`, momentum 0.9), 'frozen_batch'
+  (the same, but training neither uses the batch's statistics nor moves the running ones; scale and
+  bias are trained, as DeepLab's authors do), 'group' (Wu and He 2018; groups of at most 16
+  channels) or 'none'. Statistics are float32 whatever the `dtype`.
   """
-  if kind == 'batch':
+  if kind in ('batch', 'frozen_batch'):
+    frozen = kind == 'frozen_batch' or not train
     return functools.partial(
-      nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
+      nn.BatchNorm, use_running_average=frozen, momentum=0.9, epsilon=epsilon, dtype=dtype
     )
   if kind == 'group':
-    return functools.partial(_group_norm, dtype=dtype)
+    return functools.partial(_group_norm, epsilon=epsilon, dtype=dtype)
   if kind == 'none':
     return lambda name=None: lambda x: x
   raise errors.UserError(f'model.norm is {kind!r}{errors.nearest(kind, NORMS)}')
 
 
-def _group_norm(dtype, name=None):
+def _group_norm(epsilon, dtype, name=None):
   """The groups follow from the channels, which only the call knows."""
   return lambda x: nn.GroupNorm(
-    num_groups=None, group_size=math.gcd(16, x.shape[-1]), dtype=dtype, name=name
+    num_groups=None,
+    group_size=math.gcd(16, x.shape[-1]),
+    epsilon=epsilon,
+    dtype=dtype,
+    name=name,
   )(x)

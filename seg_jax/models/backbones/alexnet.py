@@ -2,16 +2,22 @@
 
 Five convolutions and three poolings that overlap, together of stride 32 (2012, section 3.5). The
 local response normalisation, which has no parameters, is left out; `norm`, before each ReLU, is not
-the paper's.
+the paper's. `features` has the paper's two columns, of which half of the layers see only their own;
+`AlexNet` has one, with fewer channels (One weird trick for parallelizing convolutional neural
+networks, Krizhevsky 2014), as torchvision's.
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
+from seg_jax import errors
+from seg_jax.models.layers import Conv, make_conv
+from seg_jax.models.norms import make_norm
+from seg_jax.ops.atrous import atrous_plan
 from seg_jax.ops.pooling import max_pool
 
 # Channels (times width / 2), kernel, stride, groups and whether pooling follows, of each
@@ -23,6 +29,63 @@ LAYERS = (
   (12, 3, 1, 2, False),
   (8, 3, 1, 2, True),
 )
+# Channels (times width) and kernel of conv2 to conv5 in one column; pooling precedes each group.
+ONE_COLUMN = (((2, 3, 5),), ((3, 6, 3), (4, 4, 3), (5, 4, 3)))
+PADDINGS = {'symmetric': (5, 1), 'valid': (2, 0)}  # of conv1 and of the poolings
+
+
+class AlexNet(nn.Module):
+  """Features of pictures of any size, by the stride that they have in the classifier.
+
+  `padding` 'symmetric' lays each window about its first pixel's cell, so that maps of all output
+  strides lie over the picture alike. 'valid' is torchvision's, for the classifier: conv1 is padded
+  by 2 and the poolings are not, so that each map lacks a row or two, 6 x 6 values for 224 x 224
+  pixels. The weights are the same.
+  """
+
+  output_stride: int = 32  # of the last pooling
+  width: int = 64  # channels of conv1
+  padding: str = 'symmetric'
+  norm: str = 'batch'  # 'none' is torchvision's, with biases
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, images: Float[Array, 'N H W C'], train: bool = False
+  ) -> dict[int, Float[Array, 'N h w D']]:
+    """`{4: conv1, 8: pool1, 16: pool2, 32: pool5}`; no map has stride 2.
+
+    Maps have ceil(H / s) rows, s the smaller of the key and `output_stride`, unless `padding` is
+    'valid'.
+    """
+    if self.padding not in PADDINGS:
+      raise errors.UserError(
+        f'model.padding is {self.padding!r}{errors.nearest(self.padding, PADDINGS)}'
+      )
+    border, window_border = PADDINGS[self.padding]
+    bias = self.norm == 'none'
+    conv = functools.partial(make_conv(self.dtype), bias=bias)
+    norm = make_norm(self.norm, train, self.dtype)
+    (stride, _), *plan = atrous_plan([4, 2, 2, 2], self.output_stride)
+
+    first = Conv(  # its border is in the way of `make_conv`
+      self.width,
+      (11, 11),
+      strides=stride,
+      padding=border,
+      use_bias=bias,
+      kernel_init=nn.initializers.he_normal(),
+      dtype=self.dtype,
+      name='conv1',
+    )
+    x = nn.relu(norm(name='norm1')(first(images.astype(self.dtype))))
+    features = {4: x}
+    for whole, group, (stride, rate) in zip((8, 16, 32), ((), *ONE_COLUMN), plan, strict=True):
+      for number, times, size in group:
+        x = conv(times * self.width, size, rate=rate, name=f'conv{number}')(x)
+        x = nn.relu(norm(name=f'norm{number}')(x))
+      x = features[whole] = max_pool(x, 3, stride, window_border * rate, rate)
+    return features
 
 
 def features(
@@ -45,17 +108,9 @@ def features(
       (size, size),
       strides=stride,
       feature_group_count=groups,
-      conv_general_dilated=_group_by_group,
       name=f'conv{number}',
     )
     x = nn.relu(norm(name=f'norm{number}')(layer(x)))
     if pooled:
       x = max_pool(x, 3, 2, padding=1)
   return x
-
-
-def _group_by_group(x, kernel, *how, feature_group_count, **options):
-  """`lax.conv_general_dilated`, whose weight gradient of grouped kernels is slow on a CPU (30x)."""
-  groups = zip(*(jnp.split(a, feature_group_count, -1) for a in (x, kernel)), strict=True)
-  parts = [lax.conv_general_dilated(a, b, *how, **options) for a, b in groups]
-  return jnp.concatenate(parts, -1)
