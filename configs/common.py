@@ -42,6 +42,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
 
   config.model = model = ml_collections.ConfigDict()
   model.name = ''
+  model.pretrained = ''  # weights that a fresh run starts with: a file, or another run's workdir
 
   config.loss = loss = ml_collections.ConfigDict()  # the weight of each term; 0: not computed
   loss.cross_entropy = 1.0
@@ -64,13 +65,13 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   optimizer.step_factor = 0.1
   optimizer.momentum = 0.9  # sgd and rmsprop
   optimizer.weight_decay = 1e-4  # on kernels only
+  optimizer.groups = ()  # (pattern, rate, decay): paths, times the rate (0: frozen) and the decay
   optimizer.clip_norm = 0.0  # of the whole gradient; 0: off
   optimizer.ema_decay = 0.0  # evaluate an average of the weights; 0: off
 
   config.train = train = ml_collections.ConfigDict()
   train.split = 'train'
   train.num_steps = 1000
-  train.init_from = ''  # a workdir whose best weights a fresh run starts with, where they fit
   train.accumulation = 1  # a batch is taken in this many parts, to save memory
   train.log_every = 20
   train.eval_every = 500  # steps; also at the end

@@ -4,7 +4,7 @@ At once, or in stages as in the paper: from a finished FCN-32s, at a lower learn
 
     ./run.sh --config=configs/fcn16s.py
     ./run.sh --config=configs/fcn32s.py && ./run.sh --config=configs/fcn16s.py \
-        --workdir=runs/fcn16s-staged --config.train.init_from=runs/fcn32s-shapes \
+        --workdir=runs/fcn16s-staged --config.model.pretrained=runs/fcn32s-shapes \
         --config.optimizer.learning_rate=5e-4 --config.train.num_steps=200
 
 The paper lowers the rate of its SGD by a factor of 100. CamVid and other datasets as for

@@ -6,7 +6,7 @@ At once (Shelhamer et al. 2017, https://arxiv.org/abs/1605.06211), or in stages 
     ./run.sh --config=configs/fcn8s.py                                # generated scenes, on a CPU
     ./run.sh --config=configs/fcn8s.py:camvid --config.data.dir=PATH  # full size, for a GPU
     ./run.sh --config=configs/fcn8s.py --workdir=runs/fcn8s-staged \
-        --config.train.init_from=runs/fcn16s-staged \
+        --config.model.pretrained=runs/fcn16s-staged \
         --config.optimizer.learning_rate=5e-4 --config.train.num_steps=200
 
 CamVid on a CPU and other datasets as for `configs/fcn32s.py`, whose learning rates it has.

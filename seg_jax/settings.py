@@ -2,12 +2,19 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import ml_collections
 
 from seg_jax import atomic
 from seg_jax.errors import UserError, nearest
+
+
+def _is_group(pattern, rate, decay) -> bool:
+  re.compile(pattern)
+  return 0 <= rate < math.inf and 0 <= decay < math.inf
+
 
 # What is expected, whether a value is that, and the keys it is expected of.
 CHECKS = (
@@ -16,7 +23,7 @@ CHECKS = (
     lambda v: type(v) is int and v > 0,
     'data.batch_size data.channels data.num_threads data.max_instances model.width model.depth '
     'model.fc_features model.fc_size model.layers model.kernel_size model.scales model.instances '
-    'model.hidden model.convolutions '
+    'model.hidden model.convolutions model.features model.low_features '
     'train.num_steps train.accumulation train.log_every train.eval_every train.checkpoint_every '
     'train.keep_last eval.batch_size eval.size_multiple eval.num_pictures',
   ),
@@ -44,12 +51,21 @@ CHECKS = (
     'data.scale_range',
   ),
   (
+    'tuple of whole numbers above 0',
+    lambda v: isinstance(v, tuple) and v and all(type(n) is int and n > 0 for n in v),
+    'model.atrous_rates model.multi_grid',
+  ),
+  (
     "tuple of 'instances' and 'depth', or ()",
     lambda v: isinstance(v, tuple) and set(v) <= {'instances', 'depth'},
     'data.extras',
   ),
   ('number of bits, 8 or 16', lambda v: v in (8, 16), 'data.bits'),
-  ('number above 0 and at most 8', lambda v: 0 < v <= 8, 'data.image_scale'),
+  (
+    'number above 0 and at most 8',
+    lambda v: 0 < v <= 8,
+    'data.image_scale model.backbone_width',
+  ),
   (
     'tuple of numbers in [0, 1]',
     lambda v: isinstance(v, tuple) and all(0 <= n <= 1 for n in v),
@@ -64,6 +80,11 @@ CHECKS = (
     'tuple of growing shares of train.num_steps, between 0 and 1',
     lambda v: all(0 < n < 1 for n in v) and list(v) == sorted(set(v)),
     'optimizer.step_boundaries',
+  ),
+  (
+    'tuple of (regular expression, times the learning rate, times the weight decay), or ()',
+    lambda v: isinstance(v, tuple) and all(_is_group(*group) for group in v),
+    'optimizer.groups',
   ),
   (
     'step, or best or last',
@@ -103,7 +124,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         continue
       try:
         good = holds(values[key])
-      except (TypeError, AttributeError):
+      except (TypeError, AttributeError, re.error):
         good = False
       if not good:
         raise UserError(f'{key} is {values[key]!r}; expected a {expected}')

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 from absl.testing import absltest, parameterized
 
 from seg_jax import settings
@@ -20,6 +21,15 @@ CONFIGS = {
   for path in sorted(FOLDER.glob('[a-z]*.py'))
   if path.stem != 'common'
 }
+# Seconds to trace: among the slow tests.
+DEEP = (
+  'deeplab_cascade',
+  'deeplab_v3',
+  'deeplab_v3plus',
+  'fcn_resnet',
+  'hrnet',
+  'refinenet',
+)
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -39,8 +49,18 @@ class ConfigsTest(parameterized.TestCase):
         splits = {config.train.split, *settings.eval_splits(config)}
         self.assertContainsSubset(splits, info.num_images)
 
-  @parameterized.product(name=list(CONFIGS), dataset=('camvid', 'voc2012'))
+  @parameterized.product(
+    name=[name for name in CONFIGS if name not in DEEP], dataset=('camvid', 'voc2012')
+  )
   def test_each_builds_and_steps_at_its_full_size(self, name, dataset):
+    self.check_step(name, dataset)
+
+  @parameterized.product(name=DEEP, dataset=('camvid', 'voc2012'))
+  @pytest.mark.slow
+  def test_the_deep_ones_build_and_step_too(self, name, dataset):
+    self.check_step(name, dataset)
+
+  def check_step(self, name, dataset):
     """Traced, with its own dtype, loss and optimizer; nothing is computed."""
     self.enterContext(jax.numpy_dtype_promotion('standard'))  # Flax's batch norm in bfloat16
     config = CONFIGS[name](dataset)

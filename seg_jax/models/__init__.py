@@ -7,9 +7,14 @@ import ml_collections
 from seg_jax import errors
 from seg_jax.models.conv_only import ConvOnly
 from seg_jax.models.deconvnet import DeconvNet
+from seg_jax.models.deeplab_v3 import DeepLabV3
+from seg_jax.models.deeplab_v3plus import DeepLabV3Plus
 from seg_jax.models.fcn import FCN
+from seg_jax.models.fcn_resnet import FCNResNet
+from seg_jax.models.hrnet import HRNet
 from seg_jax.models.multi_scale import MultiScale
 from seg_jax.models.recurrent_scene import RecurrentScene
+from seg_jax.models.refinenet import RefineNet
 from seg_jax.models.segnet import SegNet, SegNetBasic
 from seg_jax.models.sliding_window import SlidingWindow
 from seg_jax.models.unet import UNet
@@ -17,9 +22,14 @@ from seg_jax.models.unet import UNet
 MODELS = {
   'conv_only': ConvOnly,
   'deconvnet': DeconvNet,
+  'deeplab_v3': DeepLabV3,
+  'deeplab_v3plus': DeepLabV3Plus,
   'fcn': FCN,
+  'fcn_resnet': FCNResNet,
+  'hrnet': HRNet,
   'multi_scale': MultiScale,
   'recurrent_scene': RecurrentScene,
+  'refinenet': RefineNet,
   'segnet': SegNet,
   'segnet_basic': SegNetBasic,
   'sliding_window': SlidingWindow,
@@ -29,13 +39,14 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
-  """The model that `config.model` describes: its fields are the module's.
+  """The model that `config.model` describes: its fields are the module's, but for `pretrained`.
 
   Raises:
     UserError: an unknown `model.name` or `dtype`.
   """
   fields = config.model.to_dict()
   name = fields.pop('name')
+  fields.pop('pretrained', None)
   if name not in MODELS:
     raise errors.UserError(f'model.name is {name!r}{errors.nearest(name, MODELS)}')
   if config.dtype not in DTYPES:

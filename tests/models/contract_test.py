@@ -14,20 +14,38 @@ from tests.configs_test import CONFIGS
 SMALLER = {
   'conv_only': {'width': 4, 'layers': 2},
   'deconvnet': {'width': 4, 'fc_features': 8, 'fc_size': 2},
+  'deeplab_cascade': {'backbone_width': 1 / 16},
+  'deeplab_v3': {'backbone_width': 1 / 16, 'features': 8},
+  'deeplab_v3plus': {'backbone_width': 1 / 16, 'features': 8, 'low_features': 4},
   'fcn_alexnet': {'width': 4, 'fc_features': 16},
   'fcn_heatmap': {'width': 4, 'fc_features': 16},
   'fcn16s': {'width': 4, 'fc_features': 16},
   'fcn32s': {'width': 4, 'fc_features': 16},
   'fcn8s': {'width': 4, 'fc_features': 16},
+  'fcn_resnet': {'backbone_width': 1 / 16},
+  'hrnet': {'backbone_width': 0.25, 'modules': (1, 1, 1), 'units': 1},
   'multi_scale': {'width': 2, 'scales': 2, 'hidden': 8},
   'recurrent_scene': {'width': 4, 'kernel_size': 3},
+  'refinenet': {'backbone_width': 0.125, 'width': 8, 'chained_pooling': 1},
   'segnet': {'width': 4},
   'segnet_basic': {'width': 8},
   'sliding_window': {'width': 4, 'depth': 2, 'hidden': 8},
   'unet': {'width': 4, 'depth': 2},
 }
-# Trained among the slow tests: FCN-8s and SegNet have nearly all that these have.
-SLOW = ('deconvnet', 'fcn16s', 'fcn32s', 'fcn_alexnet', 'fcn_heatmap')
+# Trained among the slow tests: FCN-8s and SegNet have nearly all that these have, or they are deep.
+SLOW = (
+  'deconvnet',
+  'deeplab_cascade',
+  'deeplab_v3',
+  'deeplab_v3plus',
+  'fcn16s',
+  'fcn32s',
+  'fcn_alexnet',
+  'fcn_heatmap',
+  'fcn_resnet',
+  'hrnet',
+  'refinenet',
+)
 
 
 def small_task(name):
