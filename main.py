@@ -19,14 +19,27 @@ MODES = {
   'predict': 'labels the pictures named after the flags: files, folders or globs',
   'inspect': 'shows a dataset before anyone trains on it',
   'prepare': 'makes a few large files of a dataset, in --workdir',
+  'export': 'writes a checkpoint for other programs, as --format into --output',
 }
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'FILE[:DATASET]; default configs/unet.py')
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory; default runs/NAME-DATASET")
 _MODE = flags.DEFINE_enum('mode', 'train', list(MODES), '; '.join(map(': '.join, MODES.items())))
+_FORMAT = flags.DEFINE_enum(
+  'format',
+  'safetensors',
+  ['safetensors'],
+  "Of an export; safetensors: weights, torchvision's names",
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'The file of an export; default WORKDIR/export/NAME')
 
 
 def run(
-  config: ml_collections.ConfigDict, workdir: Path, mode: str, overrides: dict, inputs: list[str]
+  config: ml_collections.ConfigDict,
+  workdir: Path,
+  mode: str,
+  overrides: dict,
+  inputs: list[str],
+  output: Path | None = None,
 ) -> None:
   """One mode, in `workdir`; `overrides` are what the command line changed in `config`.
 
@@ -34,6 +47,8 @@ def run(
   """
   if inputs and mode != 'predict':
     raise UserError(f'{inputs[0]!r} is not expected; only --mode=predict takes pictures')
+  if output and mode != 'export':
+    raise UserError(f'--output={output} is not expected; only --mode=export takes it')
   settings.check(config)
   if mode not in ('inspect', 'prepare'):
     runtime.start()
@@ -49,6 +64,10 @@ def run(
     from seg_jax.inference.predict import predict
 
     predict(settings.for_inference(config, overrides, workdir), workdir, inputs)
+  elif mode == 'export':
+    from seg_jax.inference.export import export
+
+    export(settings.for_inference(config, overrides, workdir), workdir, output)
   else:
     from seg_jax.data.prepare import prepare
     from seg_jax.inspection import inspect
@@ -60,7 +79,8 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   workdir = Path(_WORKDIR.value or f'runs/{config.name}-{config.data.name}')
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
-  run(config, workdir, _MODE.value, overrides, argv[1:])
+  output = Path(_OUTPUT.value) if _OUTPUT.value else None
+  run(config, workdir, _MODE.value, overrides, argv[1:], output)
 
 
 if __name__ == '__main__':

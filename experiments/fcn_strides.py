@@ -47,7 +47,7 @@ def config(head: str, steps: int, start: Path | None = None):
   config.model.update({'head': head, 'width': 16, 'fc_features': 256, 'dropout': 0.0})
   config.optimizer.update({'learning_rate': 1e-3 if start else 2e-3, 'warmup_steps': 30})
   config.train.update({'num_steps': steps, 'eval_every': steps, 'checkpoint_every': 100})
-  config.train.init_from = str(start or '')
+  config.model.pretrained = str(start or '')
   return config
 
 

@@ -104,6 +104,8 @@ class CommandLineTest(parameterized.TestCase):
     (['--config', 'configs/unett.py'], 'configs/unett.py: no such file'),
     (['--workdir=README.md'], 'workdir=README.md cannot be written to'),
     (['--mode=eval', '--workdir=nowhere'], 'nowhere/config.json is missing; train first'),
+    (['--mode=export', '--format=pth'], 'format=pth'),
+    (['--output=a.safetensors'], 'output=a.safetensors is not expected; only --mode=export'),
   )
   def test_what_is_wrong_is_one_line_and_exit_2(self, arguments, message):
     with tempfile.TemporaryDirectory() as folder:

@@ -157,6 +157,23 @@ def origin(config: ml_collections.ConfigDict, source: Source) -> dict:
   }
 
 
+def best_of(workdir: Path, sharding: NamedSharding) -> tuple[int, dict, dict]:
+  """Another run's best checkpoint, of whatever model: its step, variables and facts.
+
+  Raises:
+    UserError: `workdir`, which `model.pretrained` named, holds none, or it is damaged.
+  """
+  if not settings.has_checkpoint(workdir):
+    raise errors.UserError(f'model.pretrained is {str(workdir)!r}, which holds no checkpoint')
+  with Checkpoints(workdir, read_only=True) as saved:
+    step = saved.find('best')
+    if step is None:  # a save was cut short
+      raise errors.UserError(
+        f'model.pretrained is {str(workdir)!r}, which holds no whole checkpoint'
+      )
+    return step, saved.variables(step, sharding), saved.facts(step)
+
+
 def load_variables(
   config: ml_collections.ConfigDict, workdir: Path, mesh: Mesh, info: DatasetInfo | None = None
 ) -> tuple[int, dict, DatasetInfo]:

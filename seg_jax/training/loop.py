@@ -1,5 +1,6 @@
 """Training: one fixed order, from the last checkpoint to the last step."""
 
+import functools
 import signal
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from seg_jax.training.logs import Recorder, read_metrics
 from seg_jax.training.mesh import make_mesh, placed, replicated, shard_batch, sharded
 from seg_jax.training.optimizer import make_optimizer, make_schedule
 from seg_jax.training.step import init_state, make_step
-from seg_jax.training.transfer import start_from
+from seg_jax.weights.load import pretrained
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
@@ -53,8 +54,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
   if start := saved.find('last') or 0:
     state = saved.restore(start, state, facts)
     print(f'going on from step {start} of {num_steps} in {workdir}')
-  elif config.train.init_from:
-    state = start_from(state, Path(config.train.init_from), source.info.class_names)
+  elif config.model.pretrained:
+    best_of = functools.partial(checkpoints.best_of, sharding=state.step.sharding)
+    state = pretrained(state, config, source.info.class_names, best_of)
   if start > num_steps:
     raise UserError(f'train.num_steps is {num_steps}, but {workdir} holds step {start} already')
   step_fn = make_step(
