@@ -74,6 +74,8 @@ def to_torch(
       array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
       if more == 'matrix':
         array = array.reshape(len(array), -1)
+      if more == 'pixel':
+        array = array.reshape(*array.shape[:2], 1, 1)
       if more == 'bias' and f'params/{layer}/bias' not in arrays:
         converted[f'{name}.bias'] = np.zeros(len(array), np.float32)
     elif leaf == 'mean':

@@ -3,8 +3,8 @@
 A line goes from our layer to theirs, and the first one that matches counts, in both directions.
 `{}` stands for a number that is the same on both sides, `{-1}` for one less, and `*` for anything,
 in what nobody else has. Behind a layer's name may stand what theirs has and ours has not: `matrix`,
-a fully connected layer where ours is a convolution over the whole map, or `bias`, one before a
-batch norm, which takes it away again.
+a fully connected layer where ours is a convolution over the whole map, `pixel`, a 1x1 convolution
+where ours is fully connected, or `bias`, one before a batch norm, which takes it away again.
 """
 
 import functools
@@ -125,7 +125,7 @@ VGG16_BN = {f'conv{layer}': f'features.{i} bias' for layer, i in _NORMED.items()
   f'norm{layer}': f'features.{i + 1}' for layer, i in _NORMED.items()
 }
 VGG16_HEAD = {'fc6': 'classifier.0 matrix', 'fc7': 'classifier.3 matrix', 'fc8': 'classifier.6'}
-VGG16_HEAD_TIMM = {'fc6': 'pre_logits.fc1', 'fc7': 'pre_logits.fc2', 'fc8': 'head.fc'}
+VGG16_HEAD_TIMM = {'fc6': 'pre_logits.fc1', 'fc7': 'pre_logits.fc2 pixel', 'fc8': 'head.fc'}
 ALEXNET = {
   'conv1': 'features.0',
   'conv2': 'features.3',
