@@ -151,19 +151,23 @@ def cost(model: nn.Module, size: int) -> dict:
 
 
 def chart(rows: list[dict]) -> Figure:
-  """Parameters against multiply-adds of the systems, both logarithmic."""
-  figure = Figure(figsize=(9, 5.5), layout='constrained', dpi=130)
-  axes = figure.subplots()
-  for row in rows:
-    at = row['multiply_adds'] / 1e9, row['parameters'] / 1e6
-    axes.scatter(*at, s=30)
-    axes.annotate(row['name'], at, (5, 3), textcoords='offset points', fontsize=7)
-  axes.set(xscale='log', yscale='log')
-  axes.set_xlabel('multiply-adds of a picture of 513 x 513, thousand millions')
-  axes.set_ylabel('parameters, millions')
-  axes.margins(x=0.2)
-  axes.grid(alpha=0.3)
-  axes.spines[['top', 'right']].set_visible(False)
+  """Multiply-adds and parameters of the systems, the costliest below."""
+  rows = sorted(rows, key=lambda row: row['multiply_adds'])
+  figure = Figure(figsize=(11, 6.5), layout='constrained', dpi=130)
+  scales = {
+    'multiply_adds': (1e9, 'multiply-adds of a picture of 513 x 513, thousand millions'),
+    'parameters': (1e6, 'parameters, millions'),
+  }
+  for axes, (key, (unit, label)) in zip(
+    figure.subplots(1, 2, sharey=True), scales.items(), strict=True
+  ):
+    bars = axes.barh([row['name'] for row in rows], [row[key] / unit for row in rows])
+    axes.bar_label(bars, fmt='%.3g', padding=2, fontsize=7)
+    axes.set(xscale='log', xlabel=label)
+    axes.margins(x=0.12)
+    axes.tick_params(labelsize=8)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.yaxis.set_inverted(True)
   return figure
 
 
@@ -189,7 +193,7 @@ def page(result: dict) -> str:
     f'{study.table(columns, lines)}\n{EXPLAINED}\nWhere they differ:\n\n'
     + '\n'.join(notes)
     + '\n\n'
-    '![parameters against multiply-adds](model_table.png)\n'
+    '![multiply-adds and parameters](model_table.png)\n'
   )
 
 
