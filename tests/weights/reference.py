@@ -144,10 +144,10 @@ def their_logits(case: Case, model, train: bool) -> list[np.ndarray]:
 
 
 def filled(case: Case):
-  """Their model with drawn weights."""
+  """Their model with drawn weights; skips the test where it is not installed."""
+  model = build(case)
   import torch
 
-  model = build(case)
   state = {name: drawn(name, tuple(leaf.shape)) for name, leaf in model.state_dict().items()}
   state = {name: torch.from_numpy(array) for name, array in state.items()}
   model.load_state_dict(state, assign=True)
