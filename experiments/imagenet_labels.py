@@ -25,7 +25,7 @@ from experiments import study
 from seg_jax.data import files as pictures_files
 from seg_jax.errors import UserError
 from seg_jax.models.classifier import Classifier
-from seg_jax.weights import convert, files, load, names
+from seg_jax.weights import load, names
 
 WEIGHTS = flags.DEFINE_string('weights', None, "MobileNetV2 with torchvision's names, .safetensors")
 PICTURES = flags.DEFINE_multi_string('pictures', [], 'a folder of JPEGs')
@@ -39,18 +39,15 @@ def loaded(path: Path, model: Classifier) -> dict:
   """The variables of `model` from a file with torchvision's names, all of them."""
   image = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
-  here = {name: leaf.shape for name, leaf in load.flat(shapes).items()}
-  table, *_ = names.tables({'name': 'classifier', 'backbone': model.backbone})
-  arrays, homeless = convert.from_torch(files.read(path), table, here)
-  wrong = [name for name, shape in here.items() if getattr(arrays.get(name), 'shape', 0) != shape]
-  homeless = [name for name in homeless if not name.endswith('num_batches_tracked')]
-  if wrong or homeless:
-    raise UserError(f'{path} is not a {model.backbone}: {load.listed(wrong or homeless)}')
+  here = load.flat(shapes)
+  known = names.tables({'name': 'classifier', 'backbone': model.backbone})
+  found = load.of_file(path, known, here)
+  odd = [name for name, leaf in here.items() if np.shape(found.arrays.get(name)) != leaf.shape]
+  if odd := odd or found.unused:
+    raise UserError(f'{path} is not a {model.backbone}: {load.listed(odd)}')
   print(f'{path}: all {len(here)} arrays loaded, none left over')
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: jnp.asarray(arrays[jax.tree_util.keystr(path, simple=True, separator='/')]),
-    shapes,
-  )
+  arrays = [jnp.asarray(found.arrays[name]) for name in here]
+  return jax.tree.unflatten(jax.tree.structure(shapes), arrays)
 
 
 def seen(path: Path) -> np.ndarray:

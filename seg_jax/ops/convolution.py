@@ -8,6 +8,7 @@ are up to sixty times slower than they need be, both ways. Forward-mode and seco
 given up for it.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -39,31 +40,28 @@ def convolve(
   other groups are convolved one after the other. Outer taps that read nothing but padding, as those
   of a large rate on a small map, are left out.
   """
-  plain = lhs_dilation == (1, 1)
-  if not isinstance(padding, str):
-    padding = tuple(map(tuple, padding))
-  elif plain:
-    extent = [r * (k - 1) + 1 for k, r in zip(kernel.shape[:2], rhs_dilation, strict=True)]
-    padding = tuple(lax.padtype_to_pads(x.shape[1:3], extent, window_strides, padding))
-  if plain:
-    kernel, padding = _reaching(x.shape[1:3], kernel, window_strides, padding, rhs_dilation)
-  size, channels = kernel.shape[:2], x.shape[-1]
-  if plain and feature_group_count == channels == kernel.shape[-1] > 1:
-    taps = kernel.reshape(-1, 1, 1, 1, channels)
-    seen = _shifted(x, size, window_strides, padding, rhs_dilation)
-    return sum(part * tap for part, tap in zip(seen, taps, strict=True))
-  if plain and feature_group_count == 1 and size == (1, 1) and padding == ((0, 0), (0, 0)):
-    rows, columns = window_strides
-    return x[:, ::rows, ::columns] @ kernel[0, 0]
-  if plain and feature_group_count == 1 and _exceeds(size, rhs_dilation, x.shape[1:3]):
-    seen = _shifted(x, size, window_strides, padding, rhs_dilation)
-    return jnp.concatenate(seen, -1) @ kernel.reshape(-1, kernel.shape[-1])
   how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')} | options
-  if not plain:
+  if lhs_dilation != (1, 1):
     how |= {'lhs_dilation': lhs_dilation, 'feature_group_count': feature_group_count}
     return lax.conv_general_dilated(
       x, kernel, window_strides, padding, rhs_dilation=rhs_dilation, **how
     )
+  if isinstance(padding, str):
+    extent = [r * (k - 1) + 1 for k, r in zip(kernel.shape[:2], rhs_dilation, strict=True)]
+    padding = lax.padtype_to_pads(x.shape[1:3], extent, window_strides, padding)
+  padding = tuple(map(tuple, padding))
+  kernel, padding = _reaching(x.shape[1:3], kernel, window_strides, padding, rhs_dilation)
+  size, channels = kernel.shape[:2], x.shape[-1]
+  seen = functools.partial(_shifted, x, size, window_strides, padding, rhs_dilation)
+  if feature_group_count == channels == kernel.shape[-1] > 1:
+    taps = kernel.reshape(-1, 1, 1, 1, channels)
+    return sum(part * tap for part, tap in zip(seen(), taps, strict=True))
+  if feature_group_count == 1:
+    if size == (1, 1) and padding == ((0, 0), (0, 0)):
+      rows, columns = window_strides
+      return x[:, ::rows, ::columns] @ kernel[0, 0]
+    if _exceeds(size, rhs_dilation, x.shape[1:3]):
+      return jnp.concatenate(seen(), -1) @ kernel.reshape(-1, kernel.shape[-1])
   groups = zip(*(jnp.split(a, feature_group_count, -1) for a in (x, kernel)), strict=True)
   geometry = Geometry(tuple(window_strides), padding, tuple(rhs_dilation), tuple(how.items()))
   parts = [_convolution(a, b, geometry) for a, b in groups]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from seg_jax import errors
 from seg_jax.models import MODELS
-from seg_jax.models.backbones.mobilenet_v2 import STAGES
+from seg_jax.models.backbones import mobilenet_v2, vgg
 
 Names = Mapping[str, str | None]
 
@@ -72,7 +72,9 @@ MOBILENET_V2_HEAD = {
   'head_norm': 'features.18.1',
   'fc': 'classifier.1',
 }
-_UNITS = [(stage, k) for stage, (_, _, units, _) in enumerate(STAGES) for k in range(units)]
+_UNITS = [
+  (stage, k) for stage, (*_, units, _) in enumerate(mobilenet_v2.STAGES) for k in range(units)
+]
 MOBILENET_V2_TIMM = {
   'conv0': 'conv_stem',
   'norm0': 'bn1',
@@ -116,8 +118,7 @@ MOBILENET_V2_HEAD_HUGGING_FACE = {
 
 # VGG16 and AlexNet. PyTorch counts their layers together with ReLUs and poolings.
 
-_STAGES = ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3))  # and their convolutions
-_VGG = [f'{stage}_{i + 1}' for stage, count in _STAGES for i in range(count)]
+_VGG = [f'{stage}_{i + 1}' for stage, (_, count) in enumerate(vgg.STAGES, 1) for i in range(count)]
 _PLAIN = dict(zip(_VGG, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True))
 _NORMED = dict(zip(_VGG, (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40), strict=True))
 VGG16 = {f'conv{layer}': f'features.{i}' for layer, i in _PLAIN.items()}

@@ -90,32 +90,48 @@ class ResNet(nn.Module):
     return features
 
 
-class Basic(nn.Module):
-  """Two 3x3 convolutions beside the shortcut (He et al. 2015, figure 5, left)."""
-
+class _Unit(nn.Module):
   channels: int
   stride: int
   rates: tuple[int, int]  # of the convolution that strides, and behind it
   preactivation: bool
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
+
+  def _sum(self, x: jax.Array, layers) -> jax.Array:
+    """The sum of the shortcut and of `layers`, each (channels, kernel size, stride, rate)."""
+    shortcut, (out, *_) = x, layers[-1]
+    if self.preactivation:
+      x = nn.relu(self.norm(name='norm1')(x))
+    strides = self.stride > 1 or self.rates[0] != self.rates[1]  # or would, in the classifier
+    if strides or x.shape[-1] != out:
+      shortcut = self.conv(out, 1, self.stride, name='shortcut_conv')(x)
+      if not self.preactivation:
+        shortcut = self.norm(name='shortcut_norm')(shortcut)
+    for i, layer in enumerate(layers, start=1):
+      x = self.conv(*layer, name=f'conv{i}')(x)
+      if not self.preactivation:
+        x = self.norm(name=f'norm{i}')(x)
+        x = nn.relu(x) if i < len(layers) else nn.relu(x + shortcut)
+      elif i < len(layers):
+        x = nn.relu(self.norm(name=f'norm{i + 1}')(x))
+      else:
+        x += shortcut
+    return x
+
+
+class Basic(_Unit):
+  """Two 3x3 convolutions beside the shortcut (He et al. 2015, figure 5, left)."""
 
   @nn.compact
   def __call__(self, x: Float[Array, 'N H W C']) -> Float[Array, 'N h w channels']:
     rate, behind = self.rates
     layers = ((self.channels, 3, self.stride, rate), (self.channels, 3, 1, behind))
-    return _residual(self, x, layers)
+    return self._sum(x, layers)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(_Unit):
   """1x1, 3x3 and 1x1 convolutions beside the shortcut (figure 5, right); 4 times the channels."""
-
-  channels: int
-  stride: int
-  rates: tuple[int, int]  # of the convolution that strides, and behind it
-  preactivation: bool
-  conv: Callable[..., nn.Module]
-  norm: Callable[..., nn.Module]
 
   @nn.compact
   def __call__(self, x: Float[Array, 'N H W C']) -> Float[Array, 'N h w 4*channels']:
@@ -124,26 +140,4 @@ class Bottleneck(nn.Module):
       (self.channels, 3, self.stride, self.rates[0]),
       (4 * self.channels, 1, 1, 1),
     )
-    return _residual(self, x, layers)
-
-
-def _residual(unit: Basic | Bottleneck, x: jax.Array, layers) -> jax.Array:
-  """The sum of the shortcut and of `layers`, each (channels, kernel size, stride, rate)."""
-  shortcut, (out, *_) = x, layers[-1]
-  if unit.preactivation:
-    x = nn.relu(unit.norm(name='norm1')(x))
-  strides = unit.stride > 1 or unit.rates[0] != unit.rates[1]  # or would, in the classifier
-  if strides or x.shape[-1] != out:
-    shortcut = unit.conv(out, 1, unit.stride, name='shortcut_conv')(x)
-    if not unit.preactivation:
-      shortcut = unit.norm(name='shortcut_norm')(shortcut)
-  for i, layer in enumerate(layers, start=1):
-    x = unit.conv(*layer, name=f'conv{i}')(x)
-    if not unit.preactivation:
-      x = unit.norm(name=f'norm{i}')(x)
-      x = nn.relu(x) if i < len(layers) else nn.relu(x + shortcut)
-    elif i < len(layers):
-      x = nn.relu(unit.norm(name=f'norm{i + 1}')(x))
-    else:
-      x += shortcut
-  return x
+    return self._sum(x, layers)
