@@ -11,9 +11,8 @@ Writes `output_stride.json`, `output_stride.png` and `README.md` into `--out`; s
 stop, it goes on.
 """
 
+import functools
 import json
-import statistics
-import time
 from pathlib import Path
 
 import jax
@@ -69,14 +68,9 @@ def costs(configs: dict) -> dict:
     run = jax.jit(lambda v, x, model=model: model.apply(v, x)['logits']).lower(variables, image)
     run = run.compile()
     rows[name] = {'mib': run.memory_analysis().temp_size_in_bytes / 2**20}
-    runs[name] = run, variables
-  times = {name: [] for name in configs}
-  for _ in range(ROUNDS):
-    for name, (run, variables) in runs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(run(variables, image))
-      times[name].append(1000 * (time.perf_counter() - start))
-  return {name: row | {'ms': statistics.median(times[name])} for name, row in rows.items()}
+    runs[name] = functools.partial(run, variables, image)
+  times = study.in_turns(runs, ROUNDS)
+  return {name: row | {'ms': times[name]} for name, row in rows.items()}
 
 
 def chart(result: dict) -> Figure:

@@ -18,8 +18,6 @@ else should run meanwhile.
 
 import ctypes
 import functools
-import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -74,7 +72,7 @@ def segnet_stage(shape: tuple[int, ...]) -> dict[str, Callable]:
     return *outputs, *torch.autograd.grad(outputs, (x, values), gradients)
 
   arrays = [jax.device_put(a) for a in (x, values, *gradients)]
-  functions = {OURS: lambda: jax.block_until_ready(ours(*arrays))}
+  functions = {OURS: lambda: ours(*arrays)}
   for name in (NCHW, NHWC):
     inputs = [tensor(a, name).requires_grad_() for a in (x, values)]
     tensors = inputs + [tensor(a, name) for a in gradients]
@@ -91,8 +89,8 @@ def pooling(shape: tuple[int, ...], geometry: tuple[int, int, int]) -> tuple[dic
   pooled, pullback = forward(array)
   (gradient,) = normal(pooled.shape)
   placed = jax.device_put(gradient)
-  ahead = {OURS: lambda: jax.block_until_ready(forward(array))[:1]}
-  back = {OURS: lambda: jax.block_until_ready(backward(pullback, placed))}
+  ahead = {OURS: lambda: forward(array)[:1]}
+  back = {OURS: lambda: backward(pullback, placed)}
   for name in (NCHW, NHWC):
     t = tensor(x, name).requires_grad_()
     pool = functools.partial(functional.max_pool2d, t, *geometry)
@@ -120,14 +118,7 @@ def milliseconds(functions: dict[str, Callable]) -> dict[str, float]:
   for name in (NCHW, NHWC):
     for ours, theirs in zip(expected, functions[name](), strict=True):
       np.testing.assert_allclose(ours, theirs.detach().permute(0, 2, 3, 1), atol=1e-5)
-  times = {name: [] for name in functions}
-  for _ in range(ROUNDS):
-    for name, function in functions.items():
-      function()  # the other system's threads and cache lines are gone now
-      start = time.perf_counter()
-      function()
-      times[name].append(1000 * (time.perf_counter() - start))
-  return {name: statistics.median(values) for name, values in times.items()}
+  return study.in_turns(functions, ROUNDS)
 
 
 def cases() -> Iterator[tuple[str, tuple, tuple, dict]]:

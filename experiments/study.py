@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -154,6 +155,22 @@ def multiply_adds(jaxpr) -> int:
       if hasattr(inner, 'eqns'):
         total += turns * multiply_adds(inner)
   return total
+
+
+def in_turns(functions: dict[str, Callable], rounds: int) -> dict[str, float]:
+  """The median milliseconds of each function, whose result is waited for.
+
+  The functions take turns, so that what slows the machine for a while slows all of them, and each
+  is run once before it is timed: what the others left in caches and threads is gone by then.
+  """
+  times = {name: [] for name in functions}
+  for _ in range(rounds):
+    for name, function in functions.items():
+      jax.block_until_ready(function())
+      start = time.perf_counter()
+      jax.block_until_ready(function())
+      times[name].append(1000 * (time.perf_counter() - start))
+  return {name: statistics.median(values) for name, values in times.items()}
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable]) -> str:

@@ -13,8 +13,6 @@ pictures, into `--runs` unless told otherwise); started again after a stop, it g
 """
 
 import functools
-import statistics
-import time
 
 import jax
 import numpy as np
@@ -29,7 +27,7 @@ from seg_jax.training.optimizer import make_optimizer, make_schedule
 from seg_jax.training.step import init_state, make_step
 
 STEPS = 600  # of training, for each way
-ROUNDS = 15  # of timing, one step of each net in turns
+ROUNDS = 10  # of timing, one step of each net in turns
 EXPLAINED = """
 A step is forward, backward and update of one batch, timed in turns with the others; its memory is
 what the compiled step holds besides parameters, optimizer and batch. The transposed convolutions
@@ -77,14 +75,13 @@ def costs(configs: dict, info) -> dict:
     'label': rng.integers(0, info.num_classes, shapes['label'].shape, np.int32),
     'valid': np.ones(shapes['valid'].shape, bool),
   }
-  times = {name: [] for name in configs}
-  for _ in range(ROUNDS):
-    for name, step in steps.items():
-      start = time.perf_counter()
-      states[name], logs = step(states[name], batch, key)
-      jax.block_until_ready(logs)
-      times[name].append(1000 * (time.perf_counter() - start))
-  return {name: row | {'step_ms': statistics.median(times[name])} for name, row in rows.items()}
+
+  def step(name):
+    states[name], logs = steps[name](states[name], batch, key)
+    return logs
+
+  times = study.in_turns({name: functools.partial(step, name) for name in configs}, ROUNDS)
+  return {name: row | {'step_ms': times[name]} for name, row in rows.items()}
 
 
 def chart(rows: dict, panels: dict, info) -> Figure:
