@@ -50,8 +50,10 @@ def run(
   if output and mode != 'export':
     raise UserError(f'--output={output} is not expected; only --mode=export takes it')
   settings.check(config)
+  if config.distributed and mode not in ('train', 'eval'):
+    raise UserError(f'--mode={mode} is one process; expected train or eval of config.distributed')
   if mode not in ('inspect', 'prepare'):
-    runtime.start()
+    runtime.start(config.distributed)
   if mode == 'train':
     from seg_jax.training.loop import train
 

@@ -17,7 +17,14 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   config.name = ''  # the system; the config file sets it
   config.seed = 0  # of parameters, shuffling, augmentation and dropout
   config.dtype = 'float32'  # of the computation; parameters, losses and metrics stay float32
-  config.parallel = 'jit'
+  config.parallel = 'jit'  # jit: one program over all devices | pmap: one a device, which is older
+  config.mesh = (
+    ml_collections.ConfigDict()
+  )  # data x space = the number of devices; -1: what is left
+  config.mesh.data = -1  # a batch is split over these
+  config.mesh.space = 1  # and the rows of its pictures over these, if they are too large for one
+  config.distributed = False  # this is one of several processes, on one machine or on many
+  config.profile = False  # write a trace of a few steps into the workdir, and where their time goes
 
   config.data = data = ml_collections.ConfigDict()
   data.name = dataset
@@ -66,12 +73,15 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   optimizer.momentum = 0.9  # sgd and rmsprop
   optimizer.weight_decay = 1e-4  # on kernels only
   optimizer.groups = ()  # (pattern, rate, decay): paths, times the rate (0: frozen) and the decay
+  optimizer.sharded = False  # its state is split over mesh.data (ZeRO-1), to save memory
   optimizer.clip_norm = 0.0  # of the whole gradient; 0: off
   optimizer.ema_decay = 0.0  # evaluate an average of the weights; 0: off
 
   config.train = train = ml_collections.ConfigDict()
   train.split = 'train'
   train.num_steps = 1000
+  train.steps_per_call = 1  # spares small models the time of a call; all other steps are multiples
+  train.recompute = False  # what lies between convolutions in the backward pass, to save memory
   train.accumulation = 1  # a batch is taken in this many parts, to save memory
   train.log_every = 20
   train.eval_every = 500  # steps; also at the end

@@ -11,7 +11,8 @@ The paper starts from VGG16 trained on ImageNet, weighs classes by
 `--config.loss.class_weights=median_frequency`, and takes SGD, `--config.optimizer.name=sgd
 --config.optimizer.learning_rate=0.1 --config.optimizer.schedule=constant`.
 
-On the generated scenes: mIoU 0.74 on val, 4 minutes on two CPU cores.
+On the generated scenes: mIoU 0.74 on val, 4 minutes on two CPU cores; on CamVid, by the third
+command, 0.36 on test, 30 minutes.
 """
 
 from configs import common

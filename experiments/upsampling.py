@@ -65,7 +65,8 @@ def costs(configs: dict, info) -> dict:
     shapes = task.example(config.data.batch_size, config.data.crop_size)
     init = functools.partial(init_state, task, optimizer, 0.0, shapes=shapes)
     states[name] = state = jax.jit(init)(key)
-    steps[name] = summary.compile_step(make_step(task, optimizer, schedule), state, shapes, key)
+    step = jax.jit(make_step(task, optimizer, schedule), donate_argnums=0)
+    steps[name] = summary.compile_step(step, state, shapes, key)
     rows[name] = {
       'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params)),
       'step_mib': steps[name].memory_analysis().temp_size_in_bytes / 2**20,

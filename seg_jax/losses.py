@@ -2,8 +2,8 @@
 
 Everywhere `logits` is [N, H, W, C] of any float dtype (the work is done in float32) and `labels` is
 int [N, H, W] with classes 0 to C - 1, and 255 where a pixel is ignored. Every loss is one float32
-scalar over the whole batch. Ignored pixels change neither a loss nor its gradient; where nothing is
-labelled, both are 0.
+scalar over the whole batch, on all devices. Ignored pixels change neither a loss nor its gradient;
+where nothing is labelled, both are 0.
 """
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from seg_jax import IGNORE
 from seg_jax.errors import UserError, nearest
-from seg_jax.ops import one_hot
+from seg_jax.ops import devices, one_hot
 
 TERMS = ('cross_entropy', 'dice', 'focal', 'lovasz')
 WEIGHTINGS = ('none', 'median_frequency', 'enet')
@@ -56,7 +56,7 @@ def cross_entropy(
   if hard_pixel_fraction < 1:
     hard = _hardest(costs, labels != IGNORE, hard_pixel_fraction)
     costs, weights = jnp.where(hard, costs, 0), jnp.where(hard, weights, 0)
-  return _divide(jnp.sum(costs), jnp.sum(weights))
+  return _divide(_sum(costs), _sum(weights))
 
 
 def focal(
@@ -75,7 +75,7 @@ def focal(
   log_prob = _at_label(jax.nn.log_softmax(logits.astype(jnp.float32)), labels)
   # 1 - p without cancellation, and above 0, where the gradient of a power below 1 is infinite.
   miss = jnp.maximum(-jnp.expm1(log_prob), jnp.finfo(jnp.float32).tiny)
-  return _divide(jnp.sum(-weights * miss**gamma * log_prob), jnp.sum(weights))
+  return _divide(_sum(-weights * miss**gamma * log_prob), _sum(weights))
 
 
 def dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -88,9 +88,9 @@ def dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
   truth = one_hot.encode(labels, logits.shape[-1], bool)
   probs = jax.nn.softmax(logits.astype(jnp.float32))
   probs = jnp.where((labels != IGNORE)[..., None], probs, 0)
-  pixels = jnp.sum(truth, axis=(0, 1, 2), dtype=jnp.float32)
-  overlap = jnp.sum(jnp.where(truth, probs, 0), axis=(0, 1, 2))
-  total = jnp.sum(probs**2, axis=(0, 1, 2)) + pixels
+  pixels = _sum(truth.astype(jnp.float32))
+  overlap = _sum(jnp.where(truth, probs, 0))
+  total = _sum(probs**2) + pixels
   return _mean_over_present(1 - 2 * _divide(overlap, total), pixels > 0)
 
 
@@ -102,6 +102,7 @@ def lovasz_softmax(logits: jax.Array, labels: jax.Array) -> jax.Array:
   Jaccard loss 1 - I / U.
   """
   num_classes = logits.shape[-1]
+  logits, labels = devices.whole_batch(logits), devices.whole_batch(labels)  # sorted as one
   probs = jax.nn.softmax(logits.astype(jnp.float32)).reshape(-1, num_classes).T  # [C, pixels]
   inside = one_hot.encode(labels, num_classes, bool).reshape(-1, num_classes).T
   outside = ~inside & (labels != IGNORE).reshape(1, -1)  # an ignored pixel is neither
@@ -208,15 +209,26 @@ def _hardest(costs: jax.Array, valid: jax.Array, fraction: float) -> jax.Array:
   bit, since floats from 0 up are ordered as their bits are: 31 counts cost a fiftieth of a sort,
   and only sums over pixels pass between devices.
   """
-  count = jnp.sum(valid, dtype=jnp.int32).astype(jnp.float32)
+  count = _sum(valid.astype(jnp.int32)).astype(jnp.float32)
   keep = jnp.maximum(1, jnp.round(fraction * count).astype(jnp.int32))
   bits = jax.lax.bitcast_convert_type(jnp.abs(costs), jnp.int32)  # abs: -0.0 is 0.0
 
   def set_bit(i, threshold):
     higher = threshold | (1 << (30 - i))
-    return jnp.where(jnp.sum(bits >= higher, dtype=jnp.int32) >= keep, higher, threshold)
+    return jnp.where(_sum((bits >= higher).astype(jnp.int32)) >= keep, higher, threshold)
 
   return bits >= jax.lax.fori_loop(0, 31, set_bit, jnp.int32(0))
+
+
+def _sum(x: jax.Array) -> jax.Array:
+  """`x` [N, H, W, ...] summed over the pixels, of all devices.
+
+  Along one axis after the other, which the barrier keeps XLA from joining: a single float32 sum
+  over all pixels is wrong in the fifth digit.
+  """
+  for _ in range(3):
+    x = jax.lax.optimization_barrier(jnp.sum(x, axis=0))
+  return devices.total(x)
 
 
 def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from absl import flags, logging
 from seg_jax import settings
 from seg_jax.errors import RunError, UserError, nearest
 
+HEARTBEAT = 60  # seconds after which a process that is gone ends the others
 DEFAULT_CONFIG = Path(__file__).parents[1] / 'configs' / 'unet.py'
 
 
@@ -65,9 +66,22 @@ def exits(main):
   return run
 
 
-def start() -> None:
-  """Keeps compiled programs in the user's cache directory, and says what the run is on."""
+def start(distributed: bool = False) -> None:
+  """Keeps compiled programs in the user's cache directory, and says what the run is on.
+
+  With `distributed` this process joins the others first. JAX finds them on Cloud TPU, Slurm,
+  Kubernetes and under Open MPI; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID say. Of several processes the first one alone prints.
+
+  Raises:
+    UserError: the other processes are not known, or do not come.
+  """
   import jax
+
+  if distributed:
+    _join(jax.distributed)
+    if jax.process_index():
+      sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 (until the process ends)
 
   if not jax.config.jax_compilation_cache_dir:
     home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
@@ -75,8 +89,25 @@ def start() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   # Orbax warns of what is meant, such as reading a checkpoint without the right to write there.
   logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
-  devices = jax.devices()
-  print(f'JAX {jax.__version__} on {len(devices)} x {devices[0].device_kind}')
+  devices, processes = jax.devices(), jax.process_count()
+  print(
+    f'JAX {jax.__version__} on {len(devices)} x {devices[0].device_kind}'
+    + (f' of {processes} processes' if processes > 1 else '')
+  )
+
+
+def _join(distributed) -> None:
+  names = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+  try:
+    given = {name: int(os.environ[key]) for name, key in names.items() if key in os.environ}
+    if len(given) == 2:
+      given['cluster_detection_method'] = 'deactivate'
+    distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT)
+  except (ValueError, TypeError, RuntimeError) as error:
+    raise UserError(
+      f'--config.distributed: {error} Expected Cloud TPU, Slurm, Kubernetes or Open MPI, or '
+      f'JAX_COORDINATOR_ADDRESS=HOST:PORT, {" and ".join(names.values())} in the environment'
+    ) from error
 
 
 def complain(message: str) -> int:

@@ -23,16 +23,23 @@ CHECKS = (
     lambda v: type(v) is int and v > 0,
     'data.batch_size data.channels data.num_threads data.max_instances model.width model.depth '
     'model.fc_features model.fc_size model.layers model.kernel_size model.scales model.instances '
-    'model.hidden model.convolutions model.features model.low_features '
-    'train.num_steps train.accumulation train.log_every train.eval_every train.checkpoint_every '
-    'train.keep_last eval.batch_size eval.size_multiple eval.num_pictures',
+    'model.hidden model.convolutions model.features model.low_features model.radius '
+    'model.train_iterations model.iterations '
+    'train.num_steps train.steps_per_call train.accumulation train.log_every train.eval_every '
+    'train.checkpoint_every train.keep_last eval.batch_size eval.size_multiple eval.num_pictures',
   ),
   (
     'number of 0 or more',
     lambda v: 0 <= v < math.inf,
     'data.num_workers data.cache_gib loss.cross_entropy loss.dice loss.focal loss.lovasz '
     'loss.focal_gamma loss.auxiliary optimizer.learning_rate optimizer.weight_decay '
+    'model.appearance model.smoothness '
     'optimizer.clip_norm optimizer.poly_power optimizer.step_factor optimizer.warmup_steps',
+  ),
+  (
+    'number above 0',
+    lambda v: 0 < v < math.inf,
+    'model.theta_alpha model.theta_beta model.theta_gamma',
   ),
   ('whole number from 0 to 2**32 - 1', lambda v: type(v) is int and 0 <= v < 2**32, 'seed'),
   (
@@ -59,6 +66,11 @@ CHECKS = (
     "tuple of 'instances' and 'depth', or ()",
     lambda v: isinstance(v, tuple) and set(v) <= {'instances', 'depth'},
     'data.extras',
+  ),
+  (
+    'whole number above 0, or -1 for what is left',
+    lambda v: type(v) is int and (v > 0 or v == -1),
+    'mesh.data mesh.space',
   ),
   ('number of bits, 8 or 16', lambda v: v in (8, 16), 'data.bits'),
   (
@@ -93,13 +105,20 @@ CHECKS = (
   ),
 )
 
-# What may differ from one start of a run to the next: none of it changes a parameter's bits. The
-# directory may move; that it holds the same pictures is known from the checkpoint.
+# What the machine decides, not the run: never taken from a workdir's config.
+OF_MACHINE = ('parallel', 'mesh.data', 'mesh.space', 'distributed', 'profile')
+
+# What may differ from one start of a run to the next: none of it changes a parameter by more than
+# rounding. The directory may move; that it holds the same pictures is known from the checkpoint.
 FREE = (
+  *OF_MACHINE,
   'data.dir',
   'data.num_threads',
   'data.num_workers',
   'data.cache_gib',
+  'optimizer.sharded',
+  'train.steps_per_call',
+  'train.recompute',
   'train.log_every',
   'train.eval_every',
   'train.checkpoint_every',
@@ -119,7 +138,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   values = flat(config.to_dict())
   for expected, holds, keys in CHECKS:
-    for key in keys.split():
+    keys = keys.split()
+    # What is expected of a system's field is expected of it inside another system, too.
+    for key in (*keys, *(key.replace('model.', 'model.system.') for key in keys)):
       if key not in values:
         continue
       try:
@@ -128,8 +149,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         good = False
       if not good:
         raise UserError(f'{key} is {values[key]!r}; expected a {expected}')
-  if config.parallel != 'jit':
-    raise UserError(f"parallel is {config.parallel!r}; expected 'jit'")
+  if config.parallel not in ('jit', 'pmap'):
+    raise UserError(f"parallel is {config.parallel!r}; expected 'jit' or 'pmap'")
   channels, photometric = config.data.channels, config.data.photometric
   for key in ('mean', 'std'):
     if len(value := config.data[key]) != channels:
@@ -139,6 +160,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   batch, parts = config.data.batch_size, config.train.accumulation
   if batch % parts:
     raise UserError(f'data.batch_size {batch} is no multiple of train.accumulation {parts}')
+  for key in ('num_steps', 'log_every', 'eval_every', 'checkpoint_every'):
+    if config.train[key] % (count := config.train.steps_per_call):
+      raise UserError(
+        f'train.{key} is {config.train[key]}; expected a multiple of train.steps_per_call {count}'
+      )
 
 
 def for_training(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
@@ -175,7 +201,8 @@ def for_inference(
   if not path.exists():
     raise UserError(f'{path} is missing; train first, or name a finished run with --workdir')
   known = flat(config.to_dict())
-  for key, value in (flat(read(path)) | overrides).items():
+  saved = {key: value for key, value in flat(read(path)).items() if key not in OF_MACHINE}
+  for key, value in (saved | overrides).items():
     if key not in known:
       raise UserError(f'{path}: unknown config key {key!r}{nearest(key, known)}')
     try:

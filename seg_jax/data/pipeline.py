@@ -32,9 +32,16 @@ Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-  source: Source, data_config, *, seed: int, start_step: int = 0
+  source: Source,
+  data_config,
+  *,
+  seed: int,
+  start_step: int = 0,
+  process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
   """Endless batches of shuffled, augmented crops, from step `start_step` on.
+
+  With `process` (i, n) they are the i-th of n equal parts of each batch.
 
   Each epoch holds every record once, in an order of its own; a batch may join two epochs, so a
   split may be smaller than a batch. What step k holds depends on `seed` and k alone (and on the
@@ -50,8 +57,9 @@ def train_batches(
     return _example(index, record, data_config.max_instances)
 
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(example)
-  dataset = dataset.batch(data_config.batch_size, drop_remainder=True, batch_fn=_stack)[start_step:]
-  dataset = dataset.to_iter_dataset(_read_options(data_config.num_threads))
+  share = data_config.batch_size // process[1]
+  dataset = _Share(dataset, share, *process).batch(share, drop_remainder=True, batch_fn=_stack)
+  dataset = dataset[start_step:].to_iter_dataset(_read_options(data_config.num_threads))
   if data_config.num_workers:
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own; a notebook parses none
@@ -60,12 +68,28 @@ def train_batches(
   return _iterate(dataset)
 
 
+class _Share(grain.MapDataset):
+  """Of every `size` * `count` examples in a row the `index`-th `size` ones."""
+
+  def __init__(self, parent: grain.MapDataset, size: int, index: int, count: int):
+    super().__init__(parent)
+    self._size, self._index, self._count = size, index, count
+
+  def __len__(self) -> int:
+    return len(self._parent) // self._count
+
+  def __getitem__(self, at):
+    batch, row = divmod(at, self._size)
+    return self._parent[(batch * self._count + self._index) * self._size + row]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
   """A sized iterable; every `iter` starts over, reading ahead by a batch for each thread."""
 
   dataset: grain.MapDataset
   num_threads: int
+  records: list[int]  # those that the batches hold, in their order
 
   def __len__(self) -> int:
     return len(self.dataset)
@@ -82,38 +106,44 @@ def eval_batches(
   mean: tuple[float, float, float],
   max_instances: int,
   num_threads: int,
+  process: tuple[int, int] = (0, 1),
 ) -> EvalBatches:
   """Batches of `batch_size` that hold every record exactly once, at its native size.
 
   Records whose sizes are the same after rounding up to `size_multiple` share batches of that size:
   images are padded at the right and the bottom with the colour `mean` (per channel in [0, 1]),
   labels with 255. The last batch of each size is filled up with examples of `valid` False, label
-  255 and `index` -1. Sizes come in the order of their first record.
+  255 and `index` -1. Sizes come in the order of their first record. With `process` (i, n) they hold
+  the i-th of n equal parts of each batch.
   """
   groups = {}
   for index in range(len(source)):
     shape = tuple(-(-length // size_multiple) * size_multiple for length in source.size(index))
     groups.setdefault(shape, []).append(index)
+  part, share = process[0], batch_size // process[1]
   plan = [
-    (shape, indices[start : start + batch_size])
+    (shape, indices[start], indices[start : start + batch_size][part * share : (part + 1) * share])
     for shape, indices in groups.items()
     for start in range(0, len(indices), batch_size)
   ]
 
   def load(batch):
-    (height, width), indices = batch
-    examples = []
-    for index in indices:
+    (height, width), first, indices = batch
+
+    def example(index):
       record = source[index]
       rows, columns = record['label'].shape
       record = transforms.pad(record, (0, height - rows, 0, width - columns), mean)
-      examples.append(_example(index, record, max_instances))
-    filler = {key: np.zeros_like(array) for key, array in examples[0].items()}  # valid: False
-    filler |= {'label': np.full_like(filler['label'], IGNORE), 'index': np.int32(-1)}
-    examples += [filler] * (batch_size - len(indices))
-    return _stack(examples)
+      return _example(index, record, max_instances)
 
-  return EvalBatches(grain.MapDataset.source(plan).map(load), num_threads)
+    examples = [example(index) for index in indices]
+    like = examples[0] if examples else example(first)
+    filler = {key: np.zeros_like(array) for key, array in like.items()}  # valid: False
+    filler |= {'label': np.full_like(filler['label'], IGNORE), 'index': np.int32(-1)}
+    return _stack([*examples, *[filler] * (share - len(indices))])
+
+  records = [index for _, _, indices in plan for index in indices]
+  return EvalBatches(grain.MapDataset.source(plan).map(load), num_threads, records)
 
 
 def _example(index: int, record: transforms.Record, max_instances: int) -> Batch:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from seg_jax.ops import devices
+
 # Of ITU-R BT.601; they sum to 1, so a change of saturation keeps the grey value.
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -20,10 +22,9 @@ def photometric(
   """
   if strength == 0:
     return images
-  shape = (3, len(images), 1, 1, 1)
-  brightness, contrast, saturation = jax.random.uniform(
-    key, shape, images.dtype, 1 - strength, 1 + strength
-  )
+  shape = (3, len(images) * devices.num_mapped(), 1, 1, 1)
+  factors = jax.random.uniform(key, shape, images.dtype, 1 - strength, 1 + strength)
+  brightness, contrast, saturation = devices.own_share(factors, axis=1)
   # Sums rather than a matrix product, which accelerators would round to bfloat16.
   luma = jnp.asarray(_LUMA, images.dtype).reshape(1, 1, 1, 3)
   grey = jnp.sum(images * luma, -1, keepdims=True)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from seg_jax import losses, pictures
 from seg_jax.data.datasets.base import DatasetInfo
 from seg_jax.metrics import semantic as metrics
+from seg_jax.ops import devices
 from seg_jax.ops.colour import photometric
 from seg_jax.ops.resizing import resize_bilinear
 
@@ -67,13 +68,17 @@ class SemanticTask:
     images = self._normalise(images)
     state = {name: value for name, value in variables.items() if name != 'params'}
     outputs, state = self.model.apply(
-      variables, images, train=train, rngs={'dropout': key}, mutable=list(state) if train else []
+      variables,
+      images,
+      train=train,
+      rngs={'dropout': devices.key_of_share(key)},
+      mutable=list(state) if train else [],
     )
     total, logs = self._combined(outputs['logits'], batch)
     if auxiliary := outputs.get('aux_logits', ()):
       logs['auxiliary'] = sum(self._combined(logits, batch)[0] for logits in auxiliary)
       total += self.loss_config.auxiliary * logs['auxiliary']
-    weight = losses.pixel_weights(batch['label'], self.class_weights).sum()
+    weight = devices.total(losses.pixel_weights(batch['label'], self.class_weights).sum())
     return total, (state, logs | {'weight': weight})
 
   def _combined(self, logits, batch):

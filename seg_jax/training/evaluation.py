@@ -15,7 +15,7 @@ from seg_jax.data.datasets import open_dataset
 from seg_jax.data.datasets.sources import Source
 from seg_jax.tasks import build_task
 from seg_jax.training.checkpoints import load_variables
-from seg_jax.training.mesh import make_mesh, shard_batch
+from seg_jax.training.mesh import mesh_of, own_rows, replicated, shard_batch, sharded
 from seg_jax.training.summary import enough_memory
 
 
@@ -33,24 +33,34 @@ class Evaluator:
       mean=config.data.mean,
       max_instances=config.data.max_instances,
       num_threads=config.data.num_threads,
+      process=(jax.process_index(), jax.process_count()),
     )
-    count = min(config.eval.num_pictures, len(source))
-    self._shown = set(np.linspace(0, len(source) - 1, count, dtype=int).tolist())
+    here = sorted(self._batches.records)
+    count = min(config.eval.num_pictures, len(here))
+    places = np.linspace(0, len(here) - 1, count, dtype=int)
+    self._shown = {here[place] for place in places}
 
     def step(variables, batch):
       predictions = task.predict(variables, batch)
       return task.count(predictions, batch), predictions['label']
 
-    self._step = jax.jit(step)
+    out_shardings = replicated(mesh), sharded(mesh, 'label')
+    self._step = jax.jit(step, out_shardings=out_shardings)
 
   def __call__(self, step: int, variables: dict, workdir: Path) -> tuple[dict, np.ndarray]:
     """The measures after `step` and the contact sheet, both also written into `workdir`/eval.
 
-    The sheet shows records spread evenly over the split, each beside its truth.
+    The sheet shows records spread evenly over the split, or this process's part of it, each beside
+    its truth. Of several processes the first one alone writes.
     """
     state, shown = self._task.empty(), {}  # shown: panels by record
     progress = tqdm(
-      self._batches, desc=self._split, unit='batch', leave=False, disable=None, dynamic_ncols=True
+      self._batches,
+      desc=self._split,
+      unit='batch',
+      leave=False,
+      disable=True if jax.process_index() else None,
+      dynamic_ncols=True,
     )
     for batch in progress:
       indices = batch.pop('index')
@@ -59,32 +69,37 @@ class Evaluator:
         counts, labels = self._step(variables, shard_batch(arrays, self._mesh))
         counts = jax.device_get(counts)
       state = self._task.merge(state, counts)
+      if not self._shown.isdisjoint(indices.tolist()):
+        labels = own_rows(labels)
       for row, index in enumerate(indices.tolist()):
         if index in self._shown:
           height, width = self._source.size(index)
           shown[index] = self._task.render(
             batch['image'][row, :height, :width],
-            np.asarray(labels[row])[:height, :width],
+            labels[row, :height, :width],
             batch['label'][row, :height, :width],
           )
     result = {'step': step} | self._task.result(state)
-    return result, self._write(workdir / 'eval', result, state, shown)
+    sheet = self._sheet(shown)
+    if jax.process_index() == 0:
+      self._write(workdir / 'eval', result, state, sheet)
+    return result, sheet
 
-  def _write(self, directory, result, state, shown):
-    """`SPLIT.json`, `SPLIT.png` and `confusion_SPLIT.png`."""
-    info = self._source.info
-    atomic.write_bytes(directory / f'{self._split}.json', json.dumps(result, indent=2).encode())
-    indices = sorted(shown)
-    sheet = pictures.contact_sheet(
+  def _sheet(self, shown):
+    info, indices = self._source.info, sorted(shown)
+    return pictures.contact_sheet(
       [shown[i] for i in indices],
       [self._source.names[i] for i in indices],
       (info.class_names, info.palette),
       self._task.headings,
     )
+
+  def _write(self, directory, result, state, sheet):
+    """`SPLIT.json`, `SPLIT.png` and `confusion_SPLIT.png`."""
+    atomic.write_bytes(directory / f'{self._split}.json', json.dumps(result, indent=2).encode())
     pictures.write_png(directory / f'{self._split}.png', sheet)
     for name, figure in self._task.figures(state).items():
       pictures.save_figure(directory / f'{name}_{self._split}.png', figure)
-    return sheet
 
 
 def open_splits(config: ml_collections.ConfigDict) -> dict[str, Source]:
@@ -98,7 +113,7 @@ def evaluate(
 ) -> None:
   """Judges a checkpoint of `workdir` on every split of `config.eval.splits`."""
   sources = sources or open_splits(config)
-  mesh = make_mesh({'eval.batch_size': config.eval.batch_size})
+  mesh = mesh_of(config)
   info = next(iter(sources.values())).info
   step, variables, _ = load_variables(config, workdir, mesh, info)
   task = build_task(config, info)

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -27,27 +29,33 @@ def read_metrics(workdir: Path) -> list[dict]:
 
 
 class Recorder:
-  """Records a run, reading a step's results only once the next step is under way.
+  """Records a run, reading a call's results only once the next call is under way.
 
   Lines of steps after `start_step`, which a killed run may have left, are dropped from
-  `metrics.jsonl`: those steps are done again.
+  `metrics.jsonl`: those steps are done again. Of several processes the first one alone records.
   """
 
   def __init__(
     self, workdir: Path, *, start_step: int, num_steps: int, batch_size: int, log_every: int
   ):
+    first = jax.process_index() == 0
+    live = sys.stderr.isatty() or 'ipykernel' in sys.modules  # a terminal or a notebook
     path = workdir / 'metrics.jsonl'
     kept = [line for line in read_metrics(workdir) if line['step'] <= start_step]
-    atomic.write_bytes(path, ''.join(json.dumps(line) + '\n' for line in kept).encode())
-    self._file = path.open('a', buffering=1)
-    self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
+    if first:
+      atomic.write_bytes(path, ''.join(json.dumps(line) + '\n' for line in kept).encode())
+    self._file = (path if first else Path(os.devnull)).open('a', buffering=1)
+    self._events = SummaryWriter(
+      str(workdir / 'tensorboard'), purge_step=start_step + 1, write_to_disk=first
+    )
     self._bar = tqdm(
       total=num_steps,
       initial=start_step,
       desc='train',
       unit='step',
+      disable=not first,
       dynamic_ncols=True,
-      mininterval=1.0 if sys.stderr.isatty() else 30.0,  # a log file gets a line now and then
+      mininterval=1.0 if live else 30.0,  # a log file gets a line now and then
     )
     self._num_steps, self._batch_size, self._log_every = num_steps, batch_size, log_every
     self._pending = None
@@ -68,41 +76,46 @@ class Recorder:
     self._waited += time.perf_counter() - before
     return batch
 
-  def took(self, step: int, logs: dict, names: list[str]) -> None:
-    """Step number `step` was dispatched, on the pictures `names`; settles the one before."""
+  def took(self, step: int, logs: dict, names: list[list[str]]) -> None:
+    """The steps up to `step` were dispatched; settles those before.
+
+    `logs` are arrays with one value a step, `names` the pictures of each.
+    """
     self.settle()
     self._pending = step, logs, names
-    self._steps += 1
-    self._bar.update()
+    self._steps += len(names)
+    self._bar.update(len(names))
 
   def settle(self) -> None:
-    """Reads the last step's results.
+    """Reads the last call's results.
 
     Raises:
-      RunError: its loss or its gradient is not finite.
+      RunError: a loss or a gradient is not finite.
     """
     if self._pending is None:
       return
-    (step, logs, names), self._pending = self._pending, None
+    (last, logs, names), self._pending = self._pending, None
+    logs = {name: np.asarray(values) for name, values in logs.items()}
+    for i, shown in enumerate(names):
+      step = last - len(names) + 1 + i
+      self._settle(step, {name: float(values[i]) for name, values in logs.items()}, shown)
+
+  def _settle(self, step: int, logs: dict, names: list[str]) -> None:
     # A gradient that is not finite has spoilt the state although the loss was still good.
     for name in ('loss', 'gradient_norm'):
-      if not math.isfinite(value := float(logs[name])):
+      if not math.isfinite(value := logs[name]):
         raise RunError(
           f'the {name} of step {step} is {value}; the checkpoints before it are good. Lower '
           'optimizer.learning_rate (with another --workdir), or look at the pictures of that step: '
           f'{", ".join(names)}'
         )
-    loss = float(logs['loss'])
     if step % self._log_every == 0 or step == self._num_steps:
       seconds = time.perf_counter() - self._since
       speed = self._steps * self._batch_size / seconds
       waiting = self._waited / seconds
-      values = {name: float(value) for name, value in logs.items()}
-      self.write(
-        step, 'train', values | {'images_per_second': speed, 'data_wait_fraction': waiting}
-      )
+      self.write(step, 'train', logs | {'images_per_second': speed, 'data_wait_fraction': waiting})
       self._bar.set_postfix_str(
-        f'loss {loss:.3f}, {speed:.1f} images/s, {waiting:.0%} waiting for data',
+        f'loss {logs["loss"]:.3f}, {speed:.1f} images/s, {waiting:.0%} waiting for data',
         refresh=False,
       )
       self._restart_clock()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
 
 from seg_jax import inspection, losses, pictures
 from seg_jax.data import pipeline
@@ -14,9 +16,16 @@ from seg_jax.errors import UserError
 from seg_jax.tasks import build_task
 from seg_jax.training import checkpoints, evaluation, summary
 from seg_jax.training.logs import Recorder, read_metrics
-from seg_jax.training.mesh import make_mesh, placed, replicated, shard_batch, sharded
+from seg_jax.training.mesh import (
+  mesh_of,
+  over_devices,
+  shard_steps,
+  state_shardings,
+  steps_like,
+)
 from seg_jax.training.optimizer import make_optimizer, make_schedule
-from seg_jax.training.step import init_state, make_step
+from seg_jax.training.profile import Profiler
+from seg_jax.training.step import in_calls, init_state, make_step
 from seg_jax.weights.load import pretrained
 
 
@@ -32,7 +41,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
     RunError: a loss or a gradient is not finite, or nothing can be saved.
   """
   batch_size = config.data.batch_size
-  mesh = make_mesh({'data.batch_size': batch_size, 'eval.batch_size': config.eval.batch_size})
+  mesh = mesh_of(config, training=True)
   source = open_dataset(config.data, config.train.split, config.seed)
   judged = evaluation.open_splits(config)
   split, watched = next(iter(judged.items()))
@@ -43,10 +52,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
   ema_decay = config.optimizer.ema_decay
   example = task.example(batch_size, config.data.crop_size)
   init_key, key = jax.random.split(jax.random.key(config.seed))
-  state = jax.jit(
-    lambda key: init_state(task, optimizer, ema_decay, key, example),
-    out_shardings=replicated(mesh),
-  )(init_key)
+  init = functools.partial(init_state, task, optimizer, ema_decay, shapes=example)
+  shardings = state_shardings(jax.eval_shape(init, init_key), mesh, config.optimizer.sharded)
+  state = jax.jit(init, out_shardings=shardings)(init_key)
   print(summary.parameters(state.params))
 
   saved = checkpoints.Checkpoints(workdir, config.train.keep_last)
@@ -59,13 +67,29 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
     state = pretrained(state, config, source.info.class_names, best_of)
   if start > num_steps:
     raise UserError(f'train.num_steps is {num_steps}, but {workdir} holds step {start} already')
-  step_fn = make_step(
-    task, optimizer, schedule, accumulation=config.train.accumulation, ema_decay=ema_decay
+  one_step = make_step(
+    task,
+    optimizer,
+    schedule,
+    accumulation=config.train.accumulation,
+    ema_decay=ema_decay,
+    recompute=config.train.recompute,
   )
+  per_call = config.train.steps_per_call
+  steps = over_devices(in_calls(one_step, per_call), shardings, config.parallel)
   if start < num_steps:
-    step_fn = summary.compile_step(step_fn, state, placed(example, sharded(mesh)), key)
+    shapes = steps_like(example, per_call, mesh, config.parallel)
+    steps = summary.compile_step(steps, state, shapes, key)
+    if config.profile and jax.process_index() == 0:
+      steps = Profiler(steps, workdir)
   evaluator = evaluation.Evaluator(task, watched, config, split, mesh)
-  batches = pipeline.train_batches(source, config.data, seed=config.seed, start_step=start)
+  batches = pipeline.train_batches(
+    source,
+    config.data,
+    seed=config.seed,
+    start_step=start,
+    process=(jax.process_index(), jax.process_count()),
+  )
   recorder = Recorder(
     workdir,
     start_step=start,
@@ -75,9 +99,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
   )
   try:
     with saved, recorder, _StopRequest() as stop:
-      for step in range(start, num_steps + 1):
-        over = step == num_steps or stop.requested
-        if step > start:  # judge and save the state before the step that follows
+      for step in range(start, num_steps + 1, per_call):
+        over = step == num_steps or stop.requested(step)
+        if step > start:  # judge and save the state before the steps that follow
           score = None
           if step % config.train.eval_every == 0 or step == num_steps:
             recorder.settle()
@@ -89,20 +113,21 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
             saved.save(step, state, facts, score)
         if over:
           break
-        batch = recorder.draw(batches)
-        names = [source.names[i] for i in batch['index']]
-        arrays = shard_batch({name: batch[name] for name in task.batch_keys}, mesh)
+        batch = _stack([recorder.draw(batches) for _ in range(per_call)])
+        names = [[source.names[i] for i in indices] for indices in batch['index']]
+        arrays = {name: batch[name] for name in task.batch_keys}
         with summary.enough_memory('a training step', summary.STEP_REMEDY):
-          state, logs = step_fn(state, arrays, key)
-        recorder.took(step + 1, logs, names)
+          state, logs = steps(state, shard_steps(arrays, mesh, config.parallel), key)
+        recorder.took(step + per_call, logs, names)
   finally:
     batches.close()
-    pictures.save_figure(workdir / 'curves.png', pictures.curve_figure(read_metrics(workdir)))
+    if jax.process_index() == 0:
+      pictures.save_figure(workdir / 'curves.png', pictures.curve_figure(read_metrics(workdir)))
   if step < num_steps:
     print(f'stopped and saved at step {step} of {num_steps}; the same command goes on from there')
   else:
     evaluation.evaluate(config, workdir, judged)
-  return stop.requested
+  return stop.asked
 
 
 def _class_weights(config, source):
@@ -111,17 +136,34 @@ def _class_weights(config, source):
   return losses.class_weights(name, *counts)
 
 
-class _StopRequest:
-  """Within it, the first SIGTERM or Ctrl-C asks to stop; a second one stops at once."""
+def _stack(batches: list[dict]) -> dict:
+  if len(batches) == 1:  # nothing to copy
+    return {name: array[None] for name, array in batches[0].items()}
+  return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
-  requested = False
+
+class _StopRequest:
+  """Within it, the first SIGTERM or Ctrl-C asks to stop; a second one stops at once.
+
+  Several processes have to stop at the same step: there JAX itself waits for SIGTERM, and tells all
+  of them at which.
+  """
+
+  asked = False
 
   def __enter__(self):
-    self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+    ours = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    self._before = {s: signal.signal(s, self._handle) for s in ours}
     return self
 
+  def requested(self, step: int) -> bool:
+    """Whether to stop before the step after `step`."""
+    if jax.process_count() > 1:
+      self.asked = multihost_utils.reached_preemption_sync_point(step)
+    return self.asked
+
   def _handle(self, *_):
-    self.requested = True
+    self.asked = True
     self.__exit__()
 
   def __exit__(self, *_):

@@ -1,39 +1,152 @@
-"""Devices by name: a batch is split over `data`, everything else is on each of them."""
+"""Devices by name: a batch is split over `data`, its rows over `space`; the rest is on all of them.
+
+Under `parallel='jit'` one program works on global arrays, and XLA finds out what has to pass from
+device to device: gradients, batch statistics, the rows beside a boundary. Under `'pmap'` each runs
+the step on its share of the batch, and the step itself says what passes (`seg_jax.ops.devices`).
+"""
+
+import math
+from collections.abc import Callable
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from seg_jax import errors
+from seg_jax.ops.devices import AXIS
+
+_WITH_ROWS = ('image', 'label', 'depth')  # [N, H, W, ...] of a batch
 
 
-def make_mesh(batch_sizes: dict[str, int] | None = None) -> Mesh:
-  """All devices, along `data`; `batch_sizes`, by config key, have to be multiples of their number.
+def make_mesh(data: int = -1, space: int = 1) -> Mesh:
+  """All devices as `data` x `space`; -1: as many as there are."""
+  devices = jax.device_count()
+  given = [n for n in (data, space) if n != -1]
+  sizes = [devices // math.prod(given) if n == -1 else n for n in (data, space)]
+  if not given or math.prod(sizes) != devices:
+    raise errors.UserError(
+      f'mesh.data is {data} and mesh.space {space}; expected a product of {devices}, the number of '
+      'devices (-1: as many as there are)'
+    )
+  return jax.make_mesh(sizes, (AXIS, 'space'), axis_types=(AxisType.Auto,) * 2)
+
+
+def mesh_of(config: ml_collections.ConfigDict, *, training: bool = False) -> Mesh:
+  """The mesh that `config.mesh` describes, for evaluation, or for `training` too.
 
   Raises:
-    UserError: a batch that cannot be shared out evenly.
+    UserError: it does not fit the devices, or batches or pictures cannot be shared out evenly.
   """
-  devices = jax.device_count()
-  for key, size in (batch_sizes or {}).items():
-    if size % devices:
-      raise errors.UserError(f'{key} is {size}; expected a multiple of the {devices} devices')
-  return jax.make_mesh((devices, 1), ('data', 'space'), axis_types=(AxisType.Auto,) * 2)
+  mesh = make_mesh(config.mesh.data, config.mesh.space)
+  data, space = mesh.shape[AXIS], mesh.shape['space']
+  if data % jax.process_count():
+    raise errors.UserError(
+      f'mesh.data is {data}; expected a multiple of the {jax.process_count()} processes'
+    )
+  shared_out = [
+    ('eval.batch_size', config.eval.batch_size, data, 'mesh.data'),
+    ('eval.size_multiple', config.eval.size_multiple, space, 'mesh.space'),
+  ]
+  if training:
+    of_device = 'mesh.data'
+    parts = data
+    if config.parallel == 'pmap':
+      if space > 1:
+        raise errors.UserError(f"mesh.space is {space}; expected 1, as parallel is 'pmap'")
+      parts *= config.train.accumulation
+      of_device += ' times train.accumulation'
+    shared_out += [
+      ('data.batch_size', config.data.batch_size, parts, of_device),
+      ('data.crop_size[0]', config.data.crop_size[0], space, 'mesh.space'),
+    ]
+  for key, size, parts, what in shared_out:
+    if size % parts:
+      raise errors.UserError(f'{key} is {size}; expected a multiple of {parts} ({what})')
+  return mesh
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def sharded(mesh: Mesh) -> NamedSharding:
-  """A batch's arrays split along their first axis."""
-  return NamedSharding(mesh, P('data'))
+def sharded(mesh: Mesh, name: str, leading: int = 0) -> NamedSharding:
+  """The batch's array `name`, behind `leading` axes that are not split."""
+  rows = ('space',) if name in _WITH_ROWS and mesh.shape['space'] > 1 else ()
+  return NamedSharding(mesh, P(*[None] * leading, AXIS, *rows))
 
 
-def shard_batch(batch: dict, mesh: Mesh) -> dict:
-  """The batch's arrays, on the devices."""
-  return jax.device_put(batch, sharded(mesh))
+def shard_batch(batch: dict, mesh: Mesh, leading: int = 0) -> dict:
+  """The arrays of a batch, of which each process holds its own part, on the devices."""
+  return {
+    name: jax.make_array_from_process_local_data(sharded(mesh, name, leading), array)
+    for name, array in batch.items()
+  }
 
 
-def placed(shapes, sharding: NamedSharding):
-  """Shapes of arrays that lie on the devices as `sharding` says, for compilation and restoring."""
+def shard_steps(batches: dict, mesh: Mesh, parallel: str) -> dict:
+  """The same of the batches of several steps, [steps, N, ...], for `over_devices`."""
+  if parallel == 'jit':
+    return shard_batch(batches, mesh, leading=1)
+  shares = mesh.shape[AXIS] // jax.process_count()
+  return {name: x.reshape(len(x), shares, -1, *x.shape[2:]) for name, x in batches.items()}
+
+
+def steps_like(example: dict, count: int, mesh: Mesh, parallel: str) -> dict:
+  """The shapes of what `shard_steps` makes of `count` batches such as `example`."""
+  if parallel == 'jit':
+    return {
+      name: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=sharded(mesh, name, 1))
+      for name, x in example.items()
+    }
+  shares = mesh.shape[AXIS]
+  return {
+    name: jax.ShapeDtypeStruct((count, shares, len_ // shares, *rest), x.dtype)
+    for name, x in example.items()
+    for len_, *rest in [x.shape]
+  }
+
+
+def own_rows(array: jax.Array) -> np.ndarray:
+  """This process's part of a batch's array."""
+  if jax.process_count() == 1:
+    return np.asarray(array)
+  spec = array.sharding.spec
+  return np.asarray(
+    multihost_utils.global_array_to_host_local_array(array, array.sharding.mesh, spec)
+  )
+
+
+def state_shardings(shapes, mesh: Mesh, shard_optimizer: bool):
+  """Where each array of a `TrainState` lies: on all devices.
+
+  With `shard_optimizer` the optimizer's arrays are split over `data` along their longest axis that
+  can be (Rajbhandari et al. 2020, ZeRO's first stage): each device updates its part of the
+  parameters, and XLA gathers the parts.
+  """
+  shardings = jax.tree.map(lambda _: replicated(mesh), shapes)
+  if not shard_optimizer:
+    return shardings
+
+  def split(leaf):
+    parts = mesh.shape[AXIS]
+    lengths = [length if length % parts == 0 else 0 for length in leaf.shape]
+    longest = int(np.argmax(lengths)) if any(lengths) else None
+    return NamedSharding(mesh, P(*(AXIS if i == longest else None for i in range(leaf.ndim))))
+
+  return shardings.replace(opt_state=jax.tree.map(split, shapes.opt_state))
+
+
+def placed(shapes, sharding: Sharding):
+  """Shapes of arrays that lie on the devices as `sharding` says, for restoring."""
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def over_devices(steps: Callable, shardings, parallel: str) -> Callable:
+  """`steps(state, batches, key)` compiled for all devices; the old state is given up."""
+  if parallel == 'jit':
+    return jax.jit(steps, donate_argnums=0, out_shardings=(shardings, None))
+  # [steps, devices, N / devices, ...]; the state is the same everywhere, before and after.
+  return jax.pmap(steps, AXIS, in_axes=(None, 1, None), out_axes=None, donate_argnums=0)

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from seg_jax.models.layers import CONVOLUTION
+from seg_jax.ops import devices
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -46,21 +49,26 @@ def make_step(
   *,
   accumulation: int = 1,
   ema_decay: float = 0.0,
+  recompute: bool = False,
 ) -> Callable:
   """`step(state, batch, key) -> (state, logs)`; `key` is the run's, the same at every step.
 
   With `accumulation` k the batch is taken in k interleaved parts whose losses are joined by the
   weights of their pixels: for cross entropy and focal loss that is the whole batch's gradient.
   Batch norm, hard-pixel mining, Dice and Lovász see the parts. Unrolled: inside a loop XLA's CPU
-  back end loses its fast convolution gradients.
+  back end loses its fast convolution gradients. With `recompute`, what lies between convolutions is
+  not kept for the backward pass but computed again.
   """
 
   def gradients(params, model_state, batch, key):
     def objective(params):
       return task.loss({'params': params} | model_state, batch, key, train=True)
 
+    if recompute:
+      policy = jax.checkpoint_policies.save_only_these_names(CONVOLUTION)
+      objective = jax.checkpoint(objective, policy=policy)
     (loss, (model_state, logs)), grads = jax.value_and_grad(objective, has_aux=True)(params)
-    return {'loss': loss} | logs, grads, model_state
+    return {'loss': loss} | logs, devices.mean(grads), model_state
 
   def step(state: TrainState, batch: dict, key: jax.Array):
     key = jax.random.fold_in(key, state.step)
@@ -84,6 +92,25 @@ def make_step(
     return TrainState(state.step + 1, params, model_state, opt_state, ema_params), logs
 
   return step
+
+
+def in_calls(step: Callable, count: int) -> Callable:
+  """`count` steps in one call: its batches, and its logs, have a first axis of that length.
+
+  Saves a small model the time that a call takes. Unrolled on a CPU, as `make_step` is.
+  """
+
+  def unrolled(state: TrainState, batches: dict, key: jax.Array):
+    logs = []
+    for i in range(count):
+      state, of_step = step(state, {name: x[i] for name, x in batches.items()}, key)
+      logs.append(of_step)
+    return state, jax.tree.map(lambda *xs: jnp.stack(xs), *logs)
+
+  def scanned(state: TrainState, batches: dict, key: jax.Array):
+    return jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)
+
+  return unrolled if count == 1 or jax.default_backend() == 'cpu' else scanned
 
 
 def _weighted_mean(parts):

@@ -37,14 +37,14 @@ def enough_memory(what: str, remedy: str):
     raise errors.UserError(f'{what} does not fit into memory; {remedy}') from error
 
 
-def compile_step(step: Callable, *arguments) -> Callable:
-  """The jitted step, compiled now, its state donated; prints the memory that it needs.
+def compile_step(jitted: Callable, *arguments) -> Callable:
+  """The step, compiled now; prints the memory that it needs on one device.
 
   Raises:
     UserError: the memory does not suffice; the message says which settings to lower.
   """
   with enough_memory('a training step', STEP_REMEDY):
-    compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    compiled = jitted.lower(*arguments).compile()
   memory = compiled.memory_analysis()
   if memory is not None:
     held, needed = memory.argument_size_in_bytes, memory.temp_size_in_bytes

@@ -52,14 +52,14 @@ def make_source(count, bad=None):
   return MemorySource([(20 + 5 * (i % 3), 30 - 4 * (i % 2)) for i in range(count)], bad)
 
 
-def train(source, num_batches, seed=0, start_step=0, **changes):
+def train(source, num_batches, seed=0, start_step=0, process=(0, 1), **changes):
   data = get_config('folder').data
   data.update({'batch_size': 4, 'crop_size': (12, 17), 'max_instances': MAX_INSTANCES, **changes})
-  iterator = pipeline.train_batches(source, data, seed=seed, start_step=start_step)
+  iterator = pipeline.train_batches(source, data, seed=seed, start_step=start_step, process=process)
   return [next(iterator) for _ in range(num_batches)]
 
 
-def evaluate(source, batch_size=4, size_multiple=8, num_threads=2):
+def evaluate(source, batch_size=4, size_multiple=8, num_threads=2, process=(0, 1)):
   return pipeline.eval_batches(
     source,
     batch_size=batch_size,
@@ -67,7 +67,16 @@ def evaluate(source, batch_size=4, size_multiple=8, num_threads=2):
     mean=MEAN,
     max_instances=MAX_INSTANCES,
     num_threads=num_threads,
+    process=process,
   )
+
+
+def joined(*parts):
+  """The batches of several processes, each of which has a part of every one."""
+  return [
+    {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    for batches in zip(*parts, strict=True)
+  ]
 
 
 def assert_same(first, second):
@@ -96,6 +105,11 @@ def assert_batch_types(batch, shape):
 
 
 class TrainBatchesTest(parameterized.TestCase):
+  def test_the_parts_of_processes_are_the_batches_of_one(self):
+    source = make_source(7)
+    parts = [train(source, 3, start_step=1, process=(i, 2)) for i in range(2)]
+    assert_same(joined(*parts), train(source, 3, start_step=1))
+
   @parameterized.parameters(1, 4)
   def test_batches_are_as_the_contract_says(self, batch_size):
     for batch in train(make_source(5), 3, batch_size=batch_size):
@@ -167,7 +181,7 @@ class TrainBatchesTest(parameterized.TestCase):
   def test_a_record_is_augmented_anew_in_each_epoch_and_place(self):
     batches = train(MemorySource([(20, 20)]), 3)
     pictures = {image.tobytes() for batch in batches for image in batch['image']}
-    self.assertLen(pictures, 12)
+    self.assertEqual(len(pictures), 12)
 
   @parameterized.parameters(0, 2)
   def test_user_error_of_a_source_arrives_as_it_is(self, num_threads):
@@ -202,6 +216,13 @@ class TrainBatchesTest(parameterized.TestCase):
 
 
 class EvalBatchesTest(parameterized.TestCase):
+  def test_the_parts_of_processes_are_the_batches_of_one(self):
+    """Those of a last batch that has no record for the second process, too."""
+    source = make_source(9)
+    parts = [evaluate(source, process=(i, 2)) for i in range(2)]
+    assert_same(joined(*parts), list(evaluate(source)))
+    self.assertEqual(sorted(parts[0].records + parts[1].records), list(range(9)))
+
   @parameterized.product(count=(1, 4, 13), batch_size=(1, 4), size_multiple=(1, 8, 64))
   def test_every_record_once_at_its_native_size(self, count, batch_size, size_multiple):
     source = make_source(count)

@@ -13,6 +13,7 @@ from seg_jax import settings
 from seg_jax.errors import RunError, UserError
 from seg_jax.training import checkpoints, loop, summary
 from seg_jax.training.logs import Recorder, read_metrics
+from seg_jax.training.mesh import make_mesh
 from tests.training import tiny
 
 TOOK = Recorder.took
@@ -98,7 +99,7 @@ class LoopTest(parameterized.TestCase):
     train_and_stop(self.folder, config, at=2)
 
     def poisoned(recorder, step, logs, names):
-      TOOK(recorder, step, logs | {name: np.float32('nan')} if step == 5 else logs, names)
+      TOOK(recorder, step, logs | {name: np.full(1, np.nan)} if step == 5 else logs, names)
 
     with (
       mock.patch.object(Recorder, 'took', poisoned),
@@ -134,7 +135,7 @@ class LoopTest(parameterized.TestCase):
     saving = self.folder / 'checkpoints' / '9.orbax-checkpoint-tmp'
     saving.mkdir()
     config = settings.for_inference(tiny.config(), {}, self.folder)
-    checkpoints.load_variables(config, self.folder, loop.make_mesh())
+    checkpoints.load_variables(config, self.folder, make_mesh())
     self.assertTrue(saving.exists())
 
   def test_a_step_too_large_for_memory_says_what_to_lower(self):
@@ -154,7 +155,7 @@ class LoopTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       UserError, r'of another model: .* is \(4,\) there, but \(16,\) here'
     ):
-      checkpoints.load_variables(config, self.folder, loop.make_mesh())
+      checkpoints.load_variables(config, self.folder, make_mesh())
 
 
 if __name__ == '__main__':

@@ -1,0 +1,112 @@
+"""What a run on some devices comes to: `python -m tests.training.devices WORKDIR CASE ...`.
+
+A process has as many devices as JAX_NUM_CPU_DEVICES says. It does the cases, JSON objects, one
+after the other, and prints a line of JSON for each.
+"""
+
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import jax
+
+from seg_jax import runtime, settings
+from seg_jax.data.datasets import open_dataset
+from seg_jax.tasks import build_task
+from seg_jax.tasks.semantic import SemanticTask
+from seg_jax.training import evaluation, loop
+from seg_jax.training.logs import read_metrics
+from seg_jax.training.mesh import mesh_of, replicated
+
+SMALL = {  # by the name of their config
+  'unet': {'width': 2, 'depth': 2},
+  'segnet': {'width': 2},
+  'deeplab_v3plus': {'backbone_width': 1 / 16, 'features': 8, 'low_features': 4, 'dropout': 0.0},
+}
+
+
+def case(system: str, **overrides) -> dict:
+  """Ten steps of a small system on scenes of 32 x 32; `overrides` of its config, `__` for a dot."""
+  return {'system': system} | {key.replace('__', '.'): value for key, value in overrides.items()}
+
+
+def config_of(case: dict):
+  case = dict(case)
+  system = case.pop('system')
+  config = importlib.import_module(f'configs.{system}').get_config()
+  config.data.update({'shapes_size': (32, 32), 'crop_size': (32, 32), 'batch_size': 8})
+  config.data.photometric = 0.3
+  config.model.update(SMALL[system])
+  # Adam divides rounding errors by their own size where a gradient is nothing else.
+  config.optimizer.update({'name': 'sgd', 'learning_rate': 0.05, 'warmup_steps': 0})
+  config.train.update({'num_steps': 10, 'log_every': 1, 'eval_every': 10, 'checkpoint_every': 5})
+  config.eval.update({'batch_size': 40, 'size_multiple': 8, 'num_pictures': 2})
+  for key, value in case.items():
+    config.update_from_flattened_dict({key: value})
+  return config
+
+
+def outcome(case: dict, workdir: Path) -> dict:
+  """The losses of the steps, and the confusion matrix of the first weights."""
+  config, matrices = config_of(case), []
+
+  def figures(task, state):
+    matrices.append(state['confusion'].tolist())
+    return {}
+
+  source = open_dataset(config.data, 'val', config.seed)
+  task, mesh = build_task(config, source.info), mesh_of(config)
+  init = jax.jit(
+    lambda key: task.init(key, {'image': source[0]['image'][None]}), out_shardings=replicated(mesh)
+  )
+  with mock.patch.object(SemanticTask, 'figures', figures):
+    judge = evaluation.Evaluator(task, source, config, 'val', mesh)
+    judge(0, init(jax.random.key(0)), workdir / 'first')
+  loop.train(settings.for_training(config, workdir), workdir)
+  losses = [line['loss'] for line in read_metrics(workdir) if line['split'] == 'train']
+  return {'losses': losses, 'confusion': matrices[0] if matrices else None}
+
+
+def processes(workdir: Path, cases: list[dict], devices: int, count: int = 1) -> list:
+  """`count` processes with `devices` each, started; they share `workdir`."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
+  if count > 1:
+    environment |= {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(count)}
+  return [
+    subprocess.Popen(
+      [sys.executable, '-m', __name__, str(workdir), *map(json.dumps, cases)],
+      cwd=Path(__file__).parents[2],
+      env=environment | {'JAX_PROCESS_ID': str(index)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(count)
+  ]
+
+
+def outcomes(workdir: Path, cases: list[dict], devices: int, count: int = 1) -> list[dict]:
+  """Of each case, by the first of `count` processes."""
+  started = processes(workdir, cases, devices, count)
+  ended = [(*process.communicate(timeout=600), process.returncode) for process in started]
+  for _, errors, code in ended:
+    assert code == 0, errors[-3000:]
+  return [json.loads(line) for line in ended[0][0].splitlines() if line.startswith('{')]
+
+
+if __name__ == '__main__':
+  runtime.start('JAX_NUM_PROCESSES' in os.environ)
+  import tests.conftest  # noqa: F401 (strict arithmetic)
+
+  with jax.numpy_dtype_promotion('standard'):  # optax's schedules need it
+    for number, given in enumerate(sys.argv[2:]):
+      result = outcome(json.loads(given), Path(sys.argv[1]) / str(number))
+      print(json.dumps(result), flush=True)
