@@ -6,6 +6,7 @@ import ml_collections
 
 from seg_jax import errors
 from seg_jax.models.conv_only import ConvOnly
+from seg_jax.models.crf_rnn import CRFRNN
 from seg_jax.models.deconvnet import DeconvNet
 from seg_jax.models.deeplab_v3 import DeepLabV3
 from seg_jax.models.deeplab_v3plus import DeepLabV3Plus
@@ -21,6 +22,7 @@ from seg_jax.models.unet import UNet
 
 MODELS = {
   'conv_only': ConvOnly,
+  'crf_rnn': CRFRNN,
   'deconvnet': DeconvNet,
   'deeplab_v3': DeepLabV3,
   'deeplab_v3plus': DeepLabV3Plus,
@@ -41,14 +43,25 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   """The model that `config.model` describes: its fields are the module's, but for `pretrained`.
 
+  That of 'crf_rnn' has another one inside, which `config.model.system` describes likewise.
+
   Raises:
-    UserError: an unknown `model.name` or `dtype`.
+    UserError: an unknown `model.name`, `model.system.name` or `dtype`.
   """
   fields = config.model.to_dict()
-  name = fields.pop('name')
   fields.pop('pretrained', None)
-  if name not in MODELS:
-    raise errors.UserError(f'model.name is {name!r}{errors.nearest(name, MODELS)}')
+  if fields['name'] != 'crf_rnn':
+    return _build(fields, config, num_classes, 'model.name', MODELS)
+  known = [name for name in MODELS if name != 'crf_rnn']
+  system = _build(fields.pop('system'), config, num_classes, 'model.system.name', known)
+  del fields['name']
+  return CRFRNN(num_classes=num_classes, system=system, std=config.data.std, **fields)
+
+
+def _build(fields, config, num_classes, key, known):
+  name = fields.pop('name')
+  if name not in known:
+    raise errors.UserError(f'{key} is {name!r}{errors.nearest(name, known)}')
   if config.dtype not in DTYPES:
     raise errors.UserError(f'dtype is {config.dtype!r}{errors.nearest(config.dtype, DTYPES)}')
   return MODELS[name](num_classes=num_classes, dtype=DTYPES[config.dtype], **fields)

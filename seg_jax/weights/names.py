@@ -249,6 +249,7 @@ def tables(model: Mapping) -> list[Table]:
   Whole models like the system come first, then classifiers, with what others put before the names
   of a backbone.
   """
+  model = model.get('system', model)  # what stands behind another
   name, found = model['name'], []
   backbone = model.get('backbone', getattr(MODELS.get(name), 'backbone', ''))
   if name in SYSTEMS and backbone.startswith('resnet'):

@@ -13,6 +13,7 @@ from tests.configs_test import CONFIGS
 
 SMALLER = {
   'conv_only': {'width': 4, 'layers': 2},
+  'crf_rnn': {'system': {'width': 4, 'fc_features': 16}},
   'deconvnet': {'width': 4, 'fc_features': 8, 'fc_size': 2},
   'deeplab_cascade': {'backbone_width': 1 / 16},
   'deeplab_v3': {'backbone_width': 1 / 16, 'features': 8},
@@ -34,6 +35,7 @@ SMALLER = {
 }
 # Trained among the slow tests: FCN-8s and SegNet have nearly all that these have, or they are deep.
 SLOW = (
+  'crf_rnn',
   'deconvnet',
   'deeplab_cascade',
   'deeplab_v3',
