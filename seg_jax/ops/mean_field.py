@@ -99,8 +99,8 @@ def lattice(features: Float[Array, 'N H W d']) -> Filter:
   """`exact`'s sums approximated in the permutohedral lattice, in time linear in the pixels.
 
   On natural pictures, with deviations of 80 pixels and 13 of 255 colour values, the normalised
-  filter is off by 2 to 4 % on average, and by up to a half at single pixels of a colour of their
-  own. Its gradient is that of what it computes. Over several devices, take another form: the
+  filter is off by 2 to 4 % on average, and by far more at single pixels of a colour of their own.
+  Its gradient is that of what it computes. Over several devices, take another form: the
   lattice is one for the whole batch.
   """
   transpose = functools.partial(permutohedral.blur, reverse=True)

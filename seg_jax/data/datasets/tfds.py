@@ -167,10 +167,8 @@ def _builder(root: Path, variant: str):
   import tensorflow_datasets as tfds
   from tensorflow_datasets.core import read_only_builder
 
-  build = '`tfds build --file_format=array_record`'
-  if variant:
-    name = variant.partition(':')[0]
-    build = f'`tfds build {name} --file_format=array_record --data_dir={root}`'
+  where = f"'{variant.partition(':')[0]}', data_dir='{root}'" if variant else 'NAME, data_dir=DIR'
+  build = f"tfds.builder({where}, file_format='array_record').download_and_prepare()"
   if not variant and not (root / _INFO).exists():
     hint = 'run the same --mode=prepare again, which was not finished'
     if not (root / MANIFEST).exists():

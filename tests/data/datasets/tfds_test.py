@@ -190,7 +190,7 @@ class TfdsTest(parameterized.TestCase):
 
   def test_what_is_wrong_is_told(self):
     self.build(NamedMasks)
-    build = 'tfds build oxford_iiit_pet --file_format=array_record --data_dir='
+    build = "tfds.builder('oxford_iiit_pet', data_dir='"
     self.assert_user_error(
       'oxford_iiit_pet', build, 'named_masks:1.0.0', variant='oxford_iiit_pet:4.0.0'
     )
@@ -203,9 +203,10 @@ class TfdsTest(parameterized.TestCase):
     shard = next(folder.glob('*.array_record-*'))
     info = (folder / 'dataset_info.json').read_text()
     (folder / 'dataset_info.json').write_text(info.replace('"array_record"', '"tfrecord"'))
-    build = 'tfds build named_masks --file_format=array_record'
+    build = "tfds.builder('named_masks', data_dir='"
     self.assert_user_error('tfrecord', build, variant='named_masks')
-    self.assert_user_error(f'{folder} cannot', 'tfds build --file', variant='', dir=str(folder))
+    build = "tfds.builder(NAME, data_dir=DIR, file_format='array_record')"
+    self.assert_user_error(f'{folder} cannot', build, variant='', dir=str(folder))
     (folder / 'dataset_info.json').write_text(info)
     source = self.open('named_masks')
     shard.write_bytes(shard.read_bytes()[:100])
