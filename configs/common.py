@@ -18,13 +18,12 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   config.seed = 0  # of parameters, shuffling, augmentation and dropout
   config.dtype = 'float32'  # of the computation; parameters, losses and metrics stay float32
   config.parallel = 'jit'  # jit: one program over all devices | pmap: one a device, which is older
-  config.mesh = (
-    ml_collections.ConfigDict()
-  )  # data x space = the number of devices; -1: what is left
-  config.mesh.data = -1  # a batch is split over these
-  config.mesh.space = 1  # and the rows of its pictures over these, if they are too large for one
   config.distributed = False  # this is one of several processes, on one machine or on many
   config.profile = False  # write a trace of a few steps into the workdir, and where their time goes
+
+  config.mesh = mesh = ml_collections.ConfigDict()
+  mesh.data = -1  # devices that a batch is split over; -1: all that are left
+  mesh.space = 1  # devices that the rows of a picture are split over, if it is too large for one
 
   config.data = data = ml_collections.ConfigDict()
   data.name = dataset
@@ -80,7 +79,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   config.train = train = ml_collections.ConfigDict()
   train.split = 'train'
   train.num_steps = 1000
-  train.steps_per_call = 1  # spares small models the time of a call; all other steps are multiples
+  train.steps_per_call = 1  # spares small models the time of a call; a divisor of all other steps
   train.recompute = False  # what lies between convolutions in the backward pass, to save memory
   train.accumulation = 1  # a batch is taken in this many parts, to save memory
   train.log_every = 20

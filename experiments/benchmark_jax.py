@@ -49,6 +49,7 @@ class Side:
   def build(self, spec: dict) -> dict:
     """The system of `spec`, of which `experiments.benchmark.specification` tells."""
     config = configuration(spec['system'], spec['fields'], spec['dtype'])
+    self._dtype = spec['dtype']
     classes = tuple(map(str, range(spec['classes'])))
     info = DatasetInfo('noise', classes, np.zeros((len(classes), 3), np.uint8))
     self._task = task = build_task(config, info)
@@ -109,7 +110,7 @@ class Side:
     """Multiplies two large matrices, as fast as this machine can; returns the operations."""
     if not hasattr(self, '_matrix'):
       size = MATRIX.get(jax.default_backend(), LARGE_MATRIX)
-      self._matrix = jnp.ones((size, size), self._task.model.dtype)
+      self._matrix = jnp.ones((size, size), self._dtype)
       self._product = jax.jit(jnp.matmul)
     self._product(self._matrix, self._matrix).block_until_ready()
     return 2 * math.prod(self._matrix.shape) * len(self._matrix)

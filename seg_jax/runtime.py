@@ -102,10 +102,12 @@ def _join(distributed) -> None:
     given = {name: int(os.environ[key]) for name, key in names.items() if key in os.environ}
     if len(given) == 2:
       given['cluster_detection_method'] = 'deactivate'
-    distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT)
-  except (ValueError, TypeError, RuntimeError) as error:
+    distributed.initialize(
+      **given, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
+    )
+  except (ValueError, TypeError, IndexError, RuntimeError) as error:
     raise UserError(
-      f'--config.distributed: {error} Expected Cloud TPU, Slurm, Kubernetes or Open MPI, or '
+      f'--config.distributed: {error}; expected Cloud TPU, Slurm, Kubernetes or Open MPI, or '
       f'JAX_COORDINATOR_ADDRESS=HOST:PORT, {" and ".join(names.values())} in the environment'
     ) from error
 

@@ -29,6 +29,13 @@ class SettingsTest(parameterized.TestCase):
     config = settings.for_inference(unet.get_config(), {'eval.splits': 'test'}, self.folder)
     self.assertEqual(config.eval.splits, 'test')
 
+  def test_a_workdir_does_not_say_what_the_machine_is(self):
+    config = unet.get_config()
+    config.update_from_flattened_dict({'parallel': 'pmap', 'mesh.data': 8, 'distributed': True})
+    settings.for_training(config, self.folder)
+    again = settings.for_inference(unet.get_config(), {}, self.folder)
+    self.assertEqual(again.to_dict(), unet.get_config().to_dict())
+
   def test_a_workdir_takes_the_same_config_again_and_whatever_changes_no_parameter(self):
     settings.for_training(unet.get_config(), self.folder)
     (self.folder / 'checkpoints' / '20').mkdir(parents=True)
@@ -72,7 +79,9 @@ class SettingsTest(parameterized.TestCase):
     ('data.crop_size', (96, 96, 3), r'pair of whole numbers'),
     ('data.crop_size', ('a', 'b'), r'pair of whole numbers'),
     ('optimizer.ema_decay', 1.0, 'from 0 to below 1'),
-    ('parallel', 'threads', "expected 'jit'"),
+    ('parallel', 'threads', "expected 'jit' or 'pmap'"),
+    ('mesh.space', 0, 'whole number above 0, or -1'),
+    ('train.steps_per_call', 7, 'train.num_steps is 900; expected a multiple of .* 7'),
     ('train.accumulation', 3, 'no multiple of train.accumulation'),
     ('optimizer.groups', (('(', 1.0, 1.0),), 'tuple of .regular expression'),
     ('optimizer.groups', (('head', -1.0, 1.0),), 'tuple of .regular expression'),

@@ -5,19 +5,11 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from seg_jax.ops.convolution import convolve
 
-CONVOLUTION = 'convolution'  # the name of what `train.recompute` keeps
-
-
-def _convolve(*arguments, **options):
-  return checkpoint_name(convolve(*arguments, **options), CONVOLUTION)
-
-
 # Linen's, with gradients that are quick on a CPU, too.
-Conv = functools.partial(nn.Conv, conv_general_dilated=_convolve)
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 
 
 def make_conv(dtype: jnp.dtype, padding: str = 'symmetric') -> Callable[..., nn.Module]:

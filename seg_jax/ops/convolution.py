@@ -15,11 +15,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 # Values that the kernels of a batch read, each as often as it is read, from which on a gradient of
 # the kernel is taken picture by picture.
 _LARGE = 2**22
+CONVOLUTION = 'convolution'  # the name, for `jax.checkpoint`, of what a convolution gives
 
 
 def convolve(
@@ -40,7 +42,22 @@ def convolve(
   other groups are convolved one after the other. Outer taps that read nothing but padding, as those
   of a large rate on a small map, are left out.
   """
-  how = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')} | options
+  y = _convolved(
+    x,
+    kernel,
+    window_strides,
+    padding,
+    lhs_dilation,
+    rhs_dilation,
+    feature_group_count,
+    {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')} | options,
+  )
+  return checkpoint_name(y, CONVOLUTION)
+
+
+def _convolved(
+  x, kernel, window_strides, padding, lhs_dilation, rhs_dilation, feature_group_count, how
+):
   if lhs_dilation != (1, 1):
     how |= {'lhs_dilation': lhs_dilation, 'feature_group_count': feature_group_count}
     return lax.conv_general_dilated(

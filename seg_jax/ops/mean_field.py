@@ -90,7 +90,8 @@ def kernels(
 def exact(features: Float[Array, 'N H W d'], block: int = 128) -> Filter:
   """sum_j exp(-|f_i - f_j|² / 2) values_j over all pixels j of the picture, i included.
 
-  `block` pixels i at a time: memory is that times the picture's pixels, time their square.
+  `block` pixels i of the batch at a time: memory is that times the picture's pixels, time their
+  square.
   """
   return _symmetric(functools.partial(_exact, block), features)
 
@@ -159,9 +160,11 @@ def _exact(block, features, values):
       distances = sum((here - all_there) ** 2 for here, all_there in zip(x, f.T, strict=True))
       return jnp.dot(jnp.exp(-distances / 2), v, precision='highest')
 
-    return lax.map(of_pixel, f, batch_size=block).reshape(picture[1].shape)
+    at_a_time = max(1, block // len(values))
+    return lax.map(of_pixel, f, batch_size=at_a_time).reshape(picture[1].shape)
 
-  return lax.map(of_picture, (features, values))
+  # Not a loop over pictures, which would be taken from their devices.
+  return jax.vmap(of_picture)((features, values))
 
 
 def _window(radius, features, values):

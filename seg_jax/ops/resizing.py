@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Shaped
+
+from seg_jax.ops.convolution import CONVOLUTION
 
 
 def transposed_conv(
@@ -33,8 +36,10 @@ def transposed_conv(
     if (n - 1) * stride - 2 * padding + k < 1:
       raise ValueError(f'padding {padding} leaves nothing of {n} pixels, stride {stride}, size {k}')
   if kernel.shape[:2] == (stride, stride):
-    return _crop(_without_overlap(x, kernel), x, kernel, stride, padding)
-  return _with_overlap(x, kernel, stride, padding)
+    y = _crop(_without_overlap(x, kernel), x, kernel, stride, padding)
+  else:
+    y = _with_overlap(x, kernel, stride, padding)
+  return checkpoint_name(y, CONVOLUTION)
 
 
 def upsample(

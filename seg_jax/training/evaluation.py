@@ -36,7 +36,7 @@ class Evaluator:
       process=(jax.process_index(), jax.process_count()),
     )
     here = sorted(self._batches.records)
-    count = min(config.eval.num_pictures, len(here))
+    count = min(config.eval.num_pictures, len(here)) if jax.process_index() == 0 else 0
     places = np.linspace(0, len(here) - 1, count, dtype=int)
     self._shown = {here[place] for place in places}
 
@@ -47,11 +47,11 @@ class Evaluator:
     out_shardings = replicated(mesh), sharded(mesh, 'label')
     self._step = jax.jit(step, out_shardings=out_shardings)
 
-  def __call__(self, step: int, variables: dict, workdir: Path) -> tuple[dict, np.ndarray]:
+  def __call__(self, step: int, variables: dict, workdir: Path) -> tuple[dict, np.ndarray | None]:
     """The measures after `step` and the contact sheet, both also written into `workdir`/eval.
 
-    The sheet shows records spread evenly over the split, or this process's part of it, each beside
-    its truth. Of several processes the first one alone writes.
+    The sheet shows records spread evenly over the split, each beside its truth. Of several
+    processes the first one alone writes, and makes a sheet of its part of the split.
     """
     state, shown = self._task.empty(), {}  # shown: panels by record
     progress = tqdm(
@@ -80,9 +80,10 @@ class Evaluator:
             batch['label'][row, :height, :width],
           )
     result = {'step': step} | self._task.result(state)
+    if jax.process_index():
+      return result, None
     sheet = self._sheet(shown)
-    if jax.process_index() == 0:
-      self._write(workdir / 'eval', result, state, sheet)
+    self._write(workdir / 'eval', result, state, sheet)
     return result, sheet
 
   def _sheet(self, shown):

@@ -127,10 +127,13 @@ class Recorder:
     for name, value in values.items():
       self._events.add_scalar(f'{split}/{name}', value, step)
 
-  def evaluated(self, step: int, split: str, result: dict, watched: str, sheet: np.ndarray) -> None:
+  def evaluated(
+    self, step: int, split: str, result: dict, watched: str, sheet: np.ndarray | None
+  ) -> None:
     """Measures and pictures of `split` after `step`; its time is not counted as training."""
     self.write(step, split, result)
-    self._events.add_image(split, sheet, step, dataformats='HWC')
+    if sheet is not None:
+      self._events.add_image(split, sheet, step, dataformats='HWC')
     score = result[watched]
     shown = '-' if score is None else f'{score:.4f}'
     self._bar.write(f'step {step}: {split} {watched} {shown}')

@@ -65,6 +65,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
   elif config.model.pretrained:
     best_of = functools.partial(checkpoints.best_of, sharding=state.step.sharding)
     state = pretrained(state, config, source.info.class_names, best_of)
+  if start % (per_call := config.train.steps_per_call):
+    raise UserError(
+      f'train.steps_per_call is {per_call}, but {workdir} goes on from step {start}; expected a '
+      'divisor of it'
+    )
   if start > num_steps:
     raise UserError(f'train.num_steps is {num_steps}, but {workdir} holds step {start} already')
   one_step = make_step(
@@ -75,13 +80,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
     ema_decay=ema_decay,
     recompute=config.train.recompute,
   )
-  per_call = config.train.steps_per_call
-  steps = over_devices(in_calls(one_step, per_call), shardings, config.parallel)
+  steps = over_devices(in_calls(one_step, per_call), shardings, mesh, config.parallel)
+  profiler = None
   if start < num_steps:
     shapes = steps_like(example, per_call, mesh, config.parallel)
     steps = summary.compile_step(steps, state, shapes, key)
     if config.profile and jax.process_index() == 0:
-      steps = Profiler(steps, workdir)
+      steps = profiler = Profiler(steps, workdir)
   evaluator = evaluation.Evaluator(task, watched, config, split, mesh)
   batches = pipeline.train_batches(
     source,
@@ -100,7 +105,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
   try:
     with saved, recorder, _StopRequest() as stop:
       for step in range(start, num_steps + 1, per_call):
-        over = step == num_steps or stop.requested(step)
+        over = step == num_steps or stop.requested()
         if step > start:  # judge and save the state before the steps that follow
           score = None
           if step % config.train.eval_every == 0 or step == num_steps:
@@ -121,6 +126,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
         recorder.took(step + per_call, logs, names)
   finally:
     batches.close()
+    if profiler:
+      profiler.close()
     if jax.process_index() == 0:
       pictures.save_figure(workdir / 'curves.png', pictures.curve_figure(read_metrics(workdir)))
   if step < num_steps:
@@ -149,17 +156,18 @@ class _StopRequest:
   of them at which.
   """
 
-  asked = False
+  asked, _times = False, 0
 
   def __enter__(self):
     ours = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
     self._before = {s: signal.signal(s, self._handle) for s in ours}
     return self
 
-  def requested(self, step: int) -> bool:
-    """Whether to stop before the step after `step`."""
+  def requested(self) -> bool:
+    """Whether to stop now; asked equally often by all processes."""
     if jax.process_count() > 1:
-      self.asked = multihost_utils.reached_preemption_sync_point(step)
+      self._times += 1  # JAX agrees on one of these numbers, so none may be left out
+      self.asked = multihost_utils.reached_preemption_sync_point(self._times)
     return self.asked
 
   def _handle(self, *_):

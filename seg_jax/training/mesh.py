@@ -31,40 +31,41 @@ def make_mesh(data: int = -1, space: int = 1) -> Mesh:
       f'mesh.data is {data} and mesh.space {space}; expected a product of {devices}, the number of '
       'devices (-1: as many as there are)'
     )
-  return jax.make_mesh(sizes, (AXIS, 'space'), axis_types=(AxisType.Auto,) * 2)
+  # Process by process, so that each holds whole pictures.
+  ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(ordered).reshape(sizes), (AXIS, 'space'), axis_types=(AxisType.Auto,) * 2)
 
 
 def mesh_of(config: ml_collections.ConfigDict, *, training: bool = False) -> Mesh:
   """The mesh that `config.mesh` describes, for evaluation, or for `training` too.
 
   Raises:
-    UserError: it does not fit the devices, or batches or pictures cannot be shared out evenly.
+    UserError: it does not fit the devices, or batches or pictures cannot be shared out evenly, or
+      it asks for what `jax.pmap` cannot do.
   """
   mesh = make_mesh(config.mesh.data, config.mesh.space)
   data, space = mesh.shape[AXIS], mesh.shape['space']
-  if data % jax.process_count():
-    raise errors.UserError(
-      f'mesh.data is {data}; expected a multiple of the {jax.process_count()} processes'
-    )
-  shared_out = [
+  parts = config.train.accumulation if config.parallel == 'pmap' else 1
+  multiples = [
+    ('mesh.data', data, jax.process_count(), 'processes'),
     ('eval.batch_size', config.eval.batch_size, data, 'mesh.data'),
     ('eval.size_multiple', config.eval.size_multiple, space, 'mesh.space'),
   ]
   if training:
-    of_device = 'mesh.data'
-    parts = data
-    if config.parallel == 'pmap':
-      if space > 1:
-        raise errors.UserError(f"mesh.space is {space}; expected 1, as parallel is 'pmap'")
-      parts *= config.train.accumulation
-      of_device += ' times train.accumulation'
-    shared_out += [
-      ('data.batch_size', config.data.batch_size, parts, of_device),
+    multiples += [
+      ('data.batch_size', config.data.batch_size, data * parts, 'for each device and part'),
       ('data.crop_size[0]', config.data.crop_size[0], space, 'mesh.space'),
     ]
-  for key, size, parts, what in shared_out:
-    if size % parts:
-      raise errors.UserError(f'{key} is {size}; expected a multiple of {parts} ({what})')
+  for key, size, divisor, what in multiples:
+    if size % divisor:
+      raise errors.UserError(f'{key} is {size}; expected a multiple of {divisor} ({what})')
+  if config.parallel == 'pmap' and (space > 1 or jax.process_count() > 1):
+    raise errors.UserError(
+      f"parallel is 'pmap', with mesh.space {space} in {jax.process_count()} processes; expected 1 "
+      'and 1, or jit'
+    )
+  if config.parallel == 'pmap' and config.optimizer.sharded:
+    raise errors.UserError("parallel is 'pmap'; expected jit for optimizer.sharded")
   return mesh
 
 
@@ -90,23 +91,21 @@ def shard_steps(batches: dict, mesh: Mesh, parallel: str) -> dict:
   """The same of the batches of several steps, [steps, N, ...], for `over_devices`."""
   if parallel == 'jit':
     return shard_batch(batches, mesh, leading=1)
-  shares = mesh.shape[AXIS] // jax.process_count()
-  return {name: x.reshape(len(x), shares, -1, *x.shape[2:]) for name, x in batches.items()}
+  return {name: x.reshape(_mapped(x.shape, mesh)) for name, x in batches.items()}
 
 
 def steps_like(example: dict, count: int, mesh: Mesh, parallel: str) -> dict:
   """The shapes of what `shard_steps` makes of `count` batches such as `example`."""
+  shapes = {name: jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for name, x in example.items()}
   if parallel == 'jit':
-    return {
-      name: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=sharded(mesh, name, 1))
-      for name, x in example.items()
-    }
-  shares = mesh.shape[AXIS]
-  return {
-    name: jax.ShapeDtypeStruct((count, shares, len_ // shares, *rest), x.dtype)
-    for name, x in example.items()
-    for len_, *rest in [x.shape]
-  }
+    return {name: placed(x, sharded(mesh, name, 1)) for name, x in shapes.items()}
+  return {name: x.update(shape=_mapped(x.shape, mesh)) for name, x in shapes.items()}
+
+
+def _mapped(shape, mesh):
+  """[steps, N, ...] as `jax.pmap` wants it: [steps, devices, N / devices, ...]."""
+  steps, size, *rest = shape
+  return steps, mesh.shape[AXIS], size // mesh.shape[AXIS], *rest
 
 
 def own_rows(array: jax.Array) -> np.ndarray:
@@ -144,9 +143,16 @@ def placed(shapes, sharding: Sharding):
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def over_devices(steps: Callable, shardings, parallel: str) -> Callable:
+def over_devices(steps: Callable, shardings, mesh: Mesh, parallel: str) -> Callable:
   """`steps(state, batches, key)` compiled for all devices; the old state is given up."""
   if parallel == 'jit':
     return jax.jit(steps, donate_argnums=0, out_shardings=(shardings, None))
-  # [steps, devices, N / devices, ...]; the state is the same everywhere, before and after.
-  return jax.pmap(steps, AXIS, in_axes=(None, 1, None), out_axes=None, donate_argnums=0)
+  # The state is the same everywhere, before and after.
+  return jax.pmap(
+    steps,
+    AXIS,
+    in_axes=(None, 1, None),
+    out_axes=None,
+    devices=list(mesh.devices.flat),
+    donate_argnums=0,
+  )

@@ -12,8 +12,6 @@ from seg_jax import atomic
 FIRST, LAST = 4, 8  # the calls that are traced; those before them warm up
 _TOP = 20  # rows of each table
 _NAMED = re.compile(r'^\s*(?:ROOT )?%?(\S+) = .*?metadata={[^}]*?op_name="([^"]+)"', re.MULTILINE)
-
-
 _TRANSFORMATION = re.compile(r'(jit|jvp|transpose|pmap|while|body|cond|branch_\d+_fun)\b')
 
 
@@ -32,11 +30,17 @@ class Profiler:
     results = self._steps(*arguments)
     if self._calls == LAST:
       jax.block_until_ready(results)
-      jax.profiler.stop_trace()
+      self.close()
       text = summary(self._directory, self._steps.as_text(), LAST - FIRST + 1)
       atomic.write_bytes(self._directory / 'summary.txt', text.encode())
       print(f'\n{text}\ntrace and summary: {self._directory} (tensorboard --logdir)')
     return results
+
+  def close(self) -> None:
+    """Ends a trace that the calls were too few for."""
+    if FIRST <= self._calls <= LAST:
+      jax.profiler.stop_trace()
+      self._calls = LAST + 1
 
 
 def summary(directory: Path, program: str, calls: int) -> str:
@@ -46,12 +50,10 @@ def summary(directory: Path, program: str, calls: int) -> str:
   from. What several threads or devices do at the same time is added up.
   """
   sources = dict(_NAMED.findall(program))
+  module = re.match(r'HloModule ([^\s,]+)', program)[1]
   layers, operations = collections.Counter(), collections.Counter()
-  for instruction, seconds in _instructions(directory):
-    source = sources.get(instruction)
-    if source is None:
-      continue
-    layer, operation = _place(source)
+  for instruction, seconds in _instructions(directory, module):
+    layer, operation = _place(sources.get(instruction, 'of no layer/of no layer'))
     layers[layer] += seconds / calls
     operations[operation] += seconds / calls
   return '\n\n'.join(
@@ -59,13 +61,15 @@ def summary(directory: Path, program: str, calls: int) -> str:
   )
 
 
-def _instructions(directory: Path):
-  """`(name, seconds)` of every instruction in the newest trace below `directory`."""
+def _instructions(directory: Path, module: str):
+  """`(name, seconds)` of the instructions of a program in the newest trace below `directory`."""
   newest = max(directory.rglob('*.xplane.pb'), key=lambda path: path.stat().st_mtime)
   for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
     for line in plane.lines:
       for event in line.events:
-        yield event.name, event.duration_ns / 1e9
+        stats = dict(event.stats)
+        if stats.get('hlo_module') == module:
+          yield stats.get('hlo_op'), event.duration_ns / 1e9
 
 
 def _place(source: str) -> tuple[str, str]:

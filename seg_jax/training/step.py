@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from seg_jax.models.layers import CONVOLUTION
 from seg_jax.ops import devices
+from seg_jax.ops.convolution import CONVOLUTION
 
 
 @flax.struct.dataclass
@@ -65,8 +65,7 @@ def make_step(
       return task.loss({'params': params} | model_state, batch, key, train=True)
 
     if recompute:
-      policy = jax.checkpoint_policies.save_only_these_names(CONVOLUTION)
-      objective = jax.checkpoint(objective, policy=policy)
+      objective = recomputing(objective)
     (loss, (model_state, logs)), grads = jax.value_and_grad(objective, has_aux=True)(params)
     return {'loss': loss} | logs, devices.mean(grads), model_state
 
@@ -92,6 +91,15 @@ def make_step(
     return TrainState(state.step + 1, params, model_state, opt_state, ema_params), logs
 
   return step
+
+
+def recomputing(objective: Callable) -> Callable:
+  """`objective`, whose gradient keeps what convolutions give, and computes the rest again.
+
+  On a CPU XLA joins the two computations again, and nothing is saved.
+  """
+  policy = jax.checkpoint_policies.save_only_these_names(CONVOLUTION)
+  return jax.checkpoint(objective, policy=policy)
 
 
 def in_calls(step: Callable, count: int) -> Callable:

@@ -4,6 +4,7 @@ A process has as many devices as JAX_NUM_CPU_DEVICES says. It does the cases, JS
 after the other, and prints a line of JSON for each.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import optax
 
 from seg_jax import runtime, settings
 from seg_jax.data.datasets import open_dataset
@@ -21,7 +23,8 @@ from seg_jax.tasks import build_task
 from seg_jax.tasks.semantic import SemanticTask
 from seg_jax.training import evaluation, loop
 from seg_jax.training.logs import read_metrics
-from seg_jax.training.mesh import mesh_of, replicated
+from seg_jax.training.mesh import mesh_of, replicated, state_shardings, steps_like
+from seg_jax.training.step import init_state
 
 SMALL = {  # by the name of their config
   'unet': {'width': 2, 'depth': 2},
@@ -52,7 +55,7 @@ def config_of(case: dict):
 
 
 def outcome(case: dict, workdir: Path) -> dict:
-  """The losses of the steps, and the confusion matrix of the first weights."""
+  """The losses of the steps, the confusion matrix of the first weights, and what lies where."""
   config, matrices = config_of(case), []
 
   def figures(task, state):
@@ -67,39 +70,64 @@ def outcome(case: dict, workdir: Path) -> dict:
   with mock.patch.object(SemanticTask, 'figures', figures):
     judge = evaluation.Evaluator(task, source, config, 'val', mesh)
     judge(0, init(jax.random.key(0)), workdir / 'first')
+  example = task.example(config.data.batch_size, config.data.crop_size)
+  parts = steps_like(example, 1, mesh, 'jit')['image']
+  optimizer = optax.adam(1.0)
+  state = jax.eval_shape(
+    lambda key: init_state(task, optimizer, 0.0, key, example), jax.random.key(0)
+  )
+  shardings = state_shardings(state, mesh, config.optimizer.sharded).opt_state
   loop.train(settings.for_training(config, workdir), workdir)
   losses = [line['loss'] for line in read_metrics(workdir) if line['split'] == 'train']
-  return {'losses': losses, 'confusion': matrices[0] if matrices else None}
+  return {
+    'losses': losses,
+    'confusion': matrices[0] if matrices else None,
+    'share': parts.sharding.shard_shape(parts.shape),  # of the pictures, on each device
+    'split': sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(shardings)),
+  }
 
 
-def processes(workdir: Path, cases: list[dict], devices: int, count: int = 1) -> list:
-  """`count` processes with `devices` each, started; they share `workdir`."""
+@contextlib.contextmanager
+def processes(workdir: Path, cases: list[dict], devices: int, count: int = 1):
+  """`count` processes with `devices` each, started; they share `workdir`, and end with the context.
+
+  What they print lies in `workdir`/INDEX.out and INDEX.err.
+  """
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
   environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
   if count > 1:
     environment |= {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(count)}
-  return [
-    subprocess.Popen(
-      [sys.executable, '-m', __name__, str(workdir), *map(json.dumps, cases)],
-      cwd=Path(__file__).parents[2],
-      env=environment | {'JAX_PROCESS_ID': str(index)},
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(count)
-  ]
+  workdir.mkdir(exist_ok=True)
+  started = []
+  try:
+    for index in range(count):
+      with open(workdir / f'{index}.out', 'w') as out, open(workdir / f'{index}.err', 'w') as err:
+        started.append(
+          subprocess.Popen(
+            [sys.executable, '-m', __name__, str(workdir), *map(json.dumps, cases)],
+            cwd=Path(__file__).parents[2],
+            env=environment | {'JAX_PROCESS_ID': str(index)},
+            stdout=out,
+            stderr=err,
+          )
+        )
+    yield started
+  finally:
+    for process in started:
+      process.kill()
+      process.wait()
 
 
 def outcomes(workdir: Path, cases: list[dict], devices: int, count: int = 1) -> list[dict]:
   """Of each case, by the first of `count` processes."""
-  started = processes(workdir, cases, devices, count)
-  ended = [(*process.communicate(timeout=600), process.returncode) for process in started]
-  for _, errors, code in ended:
-    assert code == 0, errors[-3000:]
-  return [json.loads(line) for line in ended[0][0].splitlines() if line.startswith('{')]
+  with processes(workdir, cases, devices, count) as started:
+    for index, process in enumerate(started):
+      code = process.wait(timeout=600)
+      assert code == 0, (workdir / f'{index}.err').read_text()[-3000:]
+  lines = (workdir / '0.out').read_text().splitlines()
+  return [json.loads(line) for line in lines if line.startswith('{')]
 
 
 if __name__ == '__main__':
@@ -108,5 +136,5 @@ if __name__ == '__main__':
 
   with jax.numpy_dtype_promotion('standard'):  # optax's schedules need it
     for number, given in enumerate(sys.argv[2:]):
-      result = outcome(json.loads(given), Path(sys.argv[1]) / str(number))
+      result = outcome(json.loads(given), Path(sys.argv[1]) / f'case{number}')
       print(json.dumps(result), flush=True)

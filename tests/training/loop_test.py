@@ -109,6 +109,23 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(outcome(self.folder)[0], 4)  # the last good one is kept
     self.assertEqual(read_metrics(self.folder)[-1]['step'], 4)
 
+  def test_steps_of_a_call_that_do_not_meet_the_last_ones_are_refused(self):
+    train_and_stop(self.folder, tiny.config(), at=1)
+    several = {f'train__{name}': 2 for name in ('steps_per_call', 'log_every', 'eval_every')}
+    with self.assertRaisesRegex(UserError, 'steps_per_call is 2, but .* from step 1; expected'):
+      train(self.folder, tiny.config(**several))
+
+  def test_a_profile_says_which_layers_take_the_time(self):
+    train(self.folder, tiny.config(profile=True, train__num_steps=9))
+    summary = (self.folder / 'profile' / 'summary.txt').read_text()
+    self.assertRegex(summary, r'\d+\.\d\d +\d+\.\d%  .*down0_conv1, backward\n')
+    self.assertRegex(summary, r'\d+\.\d\d +\d+\.\d%  conv_general_dilated\n')
+    self.assertNotEmpty(list((self.folder / 'profile').rglob('*.xplane.pb')))
+
+  def test_a_run_too_short_for_a_profile_ends_it(self):
+    for folder in ('one', 'other'):  # a second trace is refused while one is open
+      train(self.folder / folder, tiny.config(profile=True))
+
   def test_a_workdir_refuses_another_config(self):
     train_and_stop(self.folder, tiny.config(), at=1)
     with self.assertRaisesRegex(UserError, 'data.batch_size is 4 there and 8 here'):

@@ -1,5 +1,4 @@
 import functools
-import signal
 import tempfile
 import time
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from seg_jax.errors import UserError
+from seg_jax.training.logs import read_metrics
 from seg_jax.training.mesh import make_mesh, mesh_of
 from tests.training import devices, tiny
 from tests.training.devices import case
@@ -39,6 +39,9 @@ class MeshTest(parameterized.TestCase):
         with self.subTest(devices=count, **given):
           np.testing.assert_allclose(outcome['losses'], one['losses'], rtol=TOLERANCE)
           self.assertEqual(outcome['confusion'], one['confusion'])
+          space = given.get('mesh.space', 1)
+          self.assertEqual(outcome['share'], [1, 8 * space // count, 32 // space, 32, 3])
+          self.assertEqual(outcome['split'] > 20, 'optimizer.sharded' in given)
 
   def test_four_devices_do_what_one_does(self):
     """Augmented pictures, ignored pixels, Dice and batch norm included."""
@@ -84,20 +87,15 @@ class MeshTest(parameterized.TestCase):
     whole = one_device(system='unet')
     for count in (1, 2, 4):
       workdir = self.folder / str(count)
-      self.stop_half_way(workdir)
+      workdir.mkdir()
+      with devices.processes(workdir, [case('unet', optimizer__sharded=True)], 8) as (process,):
+        saved = workdir / 'case0' / 'checkpoints'
+        wait_until((saved / '5').exists, process)
+      last = max(int(path.name) for path in saved.glob('[0-9]*'))
       (rest,) = devices.outcomes(workdir, [case('unet', optimizer__sharded=count == 2)], count)
+      self.assertIn(f'going on from step {last} of 10', (workdir / '0.out').read_text())
+      self.assertLess(last, 10)
       np.testing.assert_allclose(rest['losses'], whole['losses'], rtol=TOLERANCE)
-
-  def stop_half_way(self, workdir):
-    """Leaves what eight devices have saved after five of ten steps."""
-    sharded = case('unet', optimizer__sharded=True)
-    (process,) = devices.processes(workdir, [sharded], devices=8)
-    saved = workdir / '0' / 'checkpoints' / '5'
-    while not saved.exists() and process.poll() is None:
-      time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    self.assertTrue(saved.exists())
 
   @parameterized.parameters(
     ({'mesh.data': 3}, 'mesh.data is 3 and mesh.space 1; expected a product of 1'),
@@ -108,10 +106,43 @@ class MeshTest(parameterized.TestCase):
     with self.assertRaisesRegex(UserError, message):
       mesh_of(tiny.config(**overrides))
 
+  @pytest.mark.slow
+  def test_what_four_devices_cannot_share_out_is_told(self):
+    refused = {
+      'data.batch_size is 6; expected a multiple of 4 ': {'data__batch_size': 6},
+      'eval.batch_size is 30; expected a multiple of 4 ': {'eval__batch_size': 30},
+      'data.crop_size.0. is 30; expected a multiple of 4 ': {
+        'data__crop_size': (30, 32),
+        'mesh__space': 4,
+      },
+      'eval.size_multiple is 1; expected a multiple of 2 ': {
+        'eval__size_multiple': 1,
+        'mesh__space': 2,
+      },
+      "parallel is 'pmap', with mesh.space 2 ": {'parallel': 'pmap', 'mesh__space': 2},
+      "parallel is 'pmap'; expected jit for optimizer.sharded": {
+        'parallel': 'pmap',
+        'optimizer__sharded': True,
+      },
+    }
+    for message, given in refused.items():
+      with devices.processes(self.folder, [case('unet', **given)], devices=4) as (process,):
+        self.assertNotEqual(process.wait(timeout=120), 0)
+      self.assertRegex((self.folder / '0.err').read_text().splitlines()[-1], message)
+
   def test_one_device_is_a_mesh(self):
     self.assertEqual(dict(make_mesh().shape), {'data': 1, 'space': 1})
 
 
+def wait_until(done, process):
+  """Until `done()`, or the process has ended."""
+  deadline = time.monotonic() + 300
+  while not done():
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+
+
+@pytest.mark.slow
 class ProcessesTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -123,39 +154,39 @@ class ProcessesTest(parameterized.TestCase):
     np.testing.assert_allclose(two['losses'], one['losses'], rtol=TOLERANCE)
     self.assertEqual(two['confusion'], one['confusion'])
 
-  def started(self):
-    """Two processes in the middle of a long run, and where its checkpoints are."""
-    endless = {'train__num_steps': 10**6, 'train__eval_every': 10**6, 'train__checkpoint_every': 50}
-    long = case('unet', **endless)
-    processes = devices.processes(self.folder, [long], devices=2, count=2)
-    saved = self.folder / '0' / 'checkpoints'
-    while not list(saved.glob('[0-9]*0')) and processes[0].poll() is None:
-      time.sleep(0.05)
-    return processes, saved
+  def endless(self, **overrides):
+    """Two processes in the middle of a run that only its end would save."""
+    never = ('train__num_steps', 'train__eval_every', 'train__checkpoint_every')
+    long = case('unet', **dict.fromkeys(never, 10**6), **overrides)
+    started = self.enterContext(devices.processes(self.folder, [long], devices=2, count=2))
+    run = self.folder / 'case0'
+    wait_until(lambda: len(read_metrics(run)) > 3, started[0])
+    return started, run
 
-  @pytest.mark.slow
-  def test_sigterm_to_one_stops_both_at_the_same_step(self):
-    processes, saved = self.started()
-    processes[1].terminate()
-    for process in processes:
-      _, errors = process.communicate(timeout=120)
-      self.assertEqual(process.returncode, 0, errors[-2000:])
-    last = max(int(path.name) for path in saved.glob('[0-9]*'))
-    self.assertNotEqual(last % 50, 0)  # one step in fifty is saved anyway
-    self.assertEqual(devices.read_metrics(self.folder / '0')[-1]['step'], last)
+  @parameterized.parameters(1, 5)
+  def test_sigterm_to_one_stops_both_at_the_same_step(self, steps_per_call):
+    started, run = self.endless(
+      train__steps_per_call=steps_per_call, train__log_every=steps_per_call
+    )
+    started[1].terminate()
+    for index, process in enumerate(started):
+      self.assertEqual(process.wait(timeout=120), 0, (self.folder / f'{index}.err').read_text())
+    (last,) = (int(path.name) for path in (run / 'checkpoints').glob('[0-9]*'))
+    self.assertEqual(read_metrics(run)[-1]['step'], last)
 
   @parameterized.parameters(0, 1)
-  @pytest.mark.slow
   def test_a_process_that_is_gone_ends_the_other(self, gone):
     """Within the two minutes that the README promises; the message is JAX's."""
-    started, _ = self.started()
-    started[gone].send_signal(signal.SIGKILL)
-    since = time.monotonic()
-    _, errors = started[1 - gone].communicate(timeout=180)
-    started[gone].communicate()
-    self.assertLess(time.monotonic() - since, 120)
-    self.assertNotEqual(started[1 - gone].returncode, 0)
-    self.assertIn('another task died', errors)
+    started, _ = self.endless()
+    started[gone].kill()
+    self.assertNotEqual(started[1 - gone].wait(timeout=120), 0)
+    self.assertIn('another task died', (self.folder / f'{1 - gone}.err').read_text())
+
+  def test_a_process_without_pictures_takes_part(self):
+    few = {'eval__batch_size': 400, 'eval__splits': 'val'}  # all 200 are the first one's
+    one = one_device(system='unet')
+    (two,) = devices.outcomes(self.folder, [case('unet', **few)], devices=1, count=2)
+    self.assertEqual(two['confusion'], one['confusion'])
 
 
 if __name__ == '__main__':

@@ -1,3 +1,8 @@
+import contextlib
+import io
+import re
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +12,7 @@ from absl.testing import absltest, parameterized
 from configs import unet
 from seg_jax.data.datasets.shapes import INFO
 from seg_jax.tasks import build_task
-from seg_jax.training.step import init_state, make_step
+from seg_jax.training.step import in_calls, init_state, make_step, recomputing
 
 RATE = 0.1
 
@@ -54,6 +59,56 @@ class StepTest(parameterized.TestCase):
       lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole.params, parts.params
     )
     self.assertAlmostEqual(float(whole_logs['loss']), float(parts_logs['loss']), places=5)
+
+  @parameterized.parameters('cpu', 'tpu')
+  def test_several_steps_in_a_call_are_those_of_one_each(self, backend):
+    """Unrolled on a CPU, in a loop elsewhere."""
+    task, batch, key = small_task(norm='batch'), random_batch(), jax.random.key(0)
+    step = make_step(task, optax.sgd(RATE), optax.constant_schedule(RATE))
+    (*_, expected), logs = run(task, batch, steps=3)
+    with mock.patch.object(jax, 'default_backend', lambda: backend):
+      steps = in_calls(step, 3)
+    state = init_state(task, optax.sgd(RATE), 0.0, key, batch)
+    batches = jax.tree.map(lambda x: jnp.stack([x] * 3), batch)
+    traced = jax.jit(steps).trace(state, batches, key)
+    loops = [equation for equation in traced.jaxpr.eqns if equation.primitive.name == 'scan']
+    self.assertLen(loops, 0 if backend == 'cpu' else 1)
+    state, several = jax.jit(steps)(state, batches, key)
+    self.assertEqual(several['loss'].shape, (3,))
+    self.assertAlmostEqual(float(several['loss'][2]), float(logs['loss']), places=5)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected.params, state.params
+    )
+
+  def test_what_is_recomputed_is_not_kept(self):
+    """Of maps only what convolutions gave; without it four times as many."""
+    task, batch, key = small_task(norm='batch'), random_batch(), jax.random.key(0)
+    state = init_state(task, optax.sgd(RATE), 0.0, key, batch)
+
+    def loss(params):
+      return task.loss({'params': params} | state.model_state, batch, key, train=True)[0]
+
+    def maps(function):
+      printed = io.StringIO()
+      with contextlib.redirect_stdout(printed):
+        jax.ad_checkpoint.print_saved_residuals(function, state.params)
+      lines = printed.getvalue().splitlines()
+      return [line for line in lines if re.match(r'\w+\[4,\d+,\d+,\d+\] (?!from)', line)]
+
+    kept = maps(recomputing(loss))
+    self.assertLess(3 * len(kept), len(maps(loss)))
+    self.assertNotEmpty(kept)
+    for line in kept:
+      self.assertIn("named 'convolution'", line)
+
+  def test_the_step_recomputes_where_it_is_told_to(self):
+    task, batch, key = small_task(norm='batch'), random_batch(), jax.random.key(0)
+    state = init_state(task, optax.sgd(RATE), 0.0, key, batch)
+    norms = []
+    for recompute in (False, True):
+      step = make_step(task, optax.sgd(RATE), optax.constant_schedule(RATE), recompute=recompute)
+      norms.append(str(jax.make_jaxpr(step)(state, batch, key)).count('rsqrt'))
+    self.assertGreaterEqual(norms[1], norms[0] + 6)  # there are six norms
 
   def test_the_average_of_the_weights_follows_its_formula(self):
     states, _ = run(small_task(), random_batch(), steps=3, ema_decay=0.5)
