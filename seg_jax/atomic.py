@@ -9,7 +9,7 @@ def write_bytes(path, data: bytes) -> None:
   """Writes `data` to a temporary name beside `path`, then moves it there; makes the folder."""
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}')
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}-{uuid.uuid4().hex}')
   try:
     temporary.write_bytes(data)
     os.replace(temporary, path)
