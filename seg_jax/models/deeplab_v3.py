@@ -30,6 +30,7 @@ from seg_jax.models.backbones import backbone_of
 from seg_jax.models.fcn_resnet import FCNHead
 from seg_jax.models.layers import make_conv
 from seg_jax.models.norms import make_norm
+from seg_jax.ops import devices
 from seg_jax.ops.resizing import resize_bilinear
 
 HEADS = ('aspp', 'cascade')
@@ -160,7 +161,7 @@ def check_image_pooling(features: jax.Array, norm: str, train: bool) -> None:
   Raises:
     UserError: training would do that.
   """
-  if train and norm == 'batch' and features.shape[0] == 1:
+  if train and norm == 'batch' and len(features) * devices.num_mapped() == 1:
     raise errors.UserError(
       "model.norm is 'batch', but of a single picture image pooling has one value for it to "
       'average, which becomes 0; expected a larger data.batch_size, fewer parts, '
