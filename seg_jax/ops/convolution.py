@@ -18,6 +18,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from seg_jax.ops import channels
+
 # Values that the kernels of a batch read, each as often as it is read, from which on a gradient of
 # the kernel is taken picture by picture.
 _LARGE = 2**22
@@ -68,19 +70,18 @@ def _convolved(
     padding = lax.padtype_to_pads(x.shape[1:3], extent, window_strides, padding)
   padding = tuple(map(tuple, padding))
   kernel, padding = _reaching(x.shape[1:3], kernel, window_strides, padding, rhs_dilation)
-  size, channels = kernel.shape[:2], x.shape[-1]
-  seen = functools.partial(_shifted, x, size, window_strides, padding, rhs_dilation)
-  if feature_group_count == channels == kernel.shape[-1] > 1:
-    taps = kernel.reshape(-1, 1, 1, 1, channels)
-    return sum(part * tap for part, tap in zip(seen(), taps, strict=True))
+  size, inputs = kernel.shape[:2], x.shape[-1]
+  geometry = Geometry(tuple(window_strides), padding, tuple(rhs_dilation), tuple(how.items()))
+  if feature_group_count == inputs == kernel.shape[-1] > 1:
+    return _depthwise(x, kernel, geometry)
   if feature_group_count == 1:
     if size == (1, 1) and padding == ((0, 0), (0, 0)):
       rows, columns = window_strides
       return x[:, ::rows, ::columns] @ kernel[0, 0]
     if _exceeds(size, rhs_dilation, x.shape[1:3]):
-      return jnp.concatenate(seen(), -1) @ kernel.reshape(-1, kernel.shape[-1])
+      seen = jnp.concatenate(_shifted(x, size, geometry), -1)
+      return seen @ kernel.reshape(-1, kernel.shape[-1])
   groups = zip(*(jnp.split(a, feature_group_count, -1) for a in (x, kernel)), strict=True)
-  geometry = Geometry(tuple(window_strides), padding, tuple(rhs_dilation), tuple(how.items()))
   parts = [_convolution(a, b, geometry) for a, b in groups]
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
 
@@ -127,6 +128,56 @@ def _backward(geometry, saved, gradient):
 _convolution.defvjp(_forward, _backward)
 
 
+def _shifted_products(x, kernel, geometry):
+  taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+  return sum(a * b for a, b in zip(_shifted(x, kernel.shape[:2], geometry), taps, strict=True))
+
+
+_depthwise = jax.custom_vjp(_shifted_products, nondiff_argnums=(2,))
+
+
+def _depthwise_forward(x, kernel, geometry):
+  return _shifted_products(x, kernel, geometry), (x, kernel)
+
+
+def _depthwise_backward(geometry, saved, gradient):
+  back = functools.partial(_depthwise_gradients, geometry)
+  return lax.platform_dependent(*saved, gradient, cpu=functools.partial(_apart, back), default=back)
+
+
+def _depthwise_gradients(geometry, x, kernel, gradient):
+  borders = [
+    (rate * (k - 1) - before, n - 1 + before - (m - 1) * stride, stride - 1)
+    for n, m, k, stride, (before, _), rate in zip(
+      x.shape[1:3], gradient.shape[1:3], kernel.shape[:2], *geometry[:3], strict=True
+    )
+  ]
+  spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), [(0, 0, 0), *borders, (0, 0, 0)])
+  back = Geometry((1, 1), ((0, 0), (0, 0)), geometry.rates, ())
+  of_x = _shifted_products(spread, kernel[::-1, ::-1], back)
+  seen = _shifted(x, kernel.shape[:2], geometry)
+  of_taps = jnp.stack([channels.sums(part * gradient) for part in seen])
+  return of_x, of_taps.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _apart(function, x, kernel, gradient):
+  """`function` of these, in a branch: what goes in and out is stored once.
+
+  Otherwise XLA computes it anew for each of its readers, which here are many.
+  """
+  return lax.cond(
+    jnp.isnan(kernel[0, 0, 0, 0]),  # what XLA cannot know, and where the result is right, too
+    lambda x, kernel, _: (jnp.full_like(x, jnp.nan), jnp.full_like(kernel, jnp.nan)),
+    function,
+    x,
+    kernel,
+    gradient,
+  )
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
 def _reaching(lengths, kernel, strides, padding, rates):
   """The kernel without outer taps that reach no pixel, and the padding that is left to be read."""
   borders = []
@@ -146,8 +197,9 @@ def _exceeds(size, rates, lengths) -> bool:
   return any(r * (k - 1) + 1 > n for k, r, n in zip(size, rates, lengths, strict=True))
 
 
-def _shifted(x, size, strides, padding, rates) -> list[jax.Array]:
+def _shifted(x, size, geometry) -> list[jax.Array]:
   """What each tap of a kernel of `size` sees, row by row: shifted pictures, [N, h, w, C]."""
+  strides, padding, rates, _ = geometry
   x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
   rows, columns = (
     [(rate * i, rate * i + (n - rate * (k - 1) - 1) // stride * stride + 1) for i in range(k)]
