@@ -15,6 +15,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   """
   config = ml_collections.ConfigDict()
   config.name = ''  # the system; the config file sets it
+  config.task = 'semantic'  # semantic | depth | scene, all decoders that the model has
   config.seed = 0  # of parameters, shuffling, augmentation and dropout
   config.dtype = 'float32'  # of the computation; parameters, losses and metrics stay float32
   config.parallel = 'jit'  # jit: one program over all devices | pmap: one a device, which is older
@@ -31,6 +32,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   data.variant = ''  # which edition of it, where there are several; '' is the first in its file
   data.extras = ()  # what is read besides pictures and labels: 'instances', 'depth'
   data.max_instances = 100  # objects of a picture in a batch; the largest, if it has more
+  data.max_depth = 0.0  # metres; what is farther counts as unknown; 0: nothing does
   data.shapes_size = (96, 96)  # rows, columns of a generated scene
   data.batch_size = 16  # over all devices
   data.crop_size = (96, 96)  # rows, columns of a training crop, after image_scale
@@ -60,6 +62,10 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   loss.label_smoothing = 0.0
   loss.focal_gamma = 2.0
   loss.hard_pixel_fraction = 1.0  # cross entropy over this share of the pixels, the worst ones
+  loss.depth = 'berhu'  # l1 | berhu | scale_invariant, of a depth decoder
+  loss.weights = ml_collections.ConfigDict()  # of the losses of a scene's decoders, unless learned
+  loss.weights.semantic = 1.0
+  loss.weights.depth = 1.0
 
   config.optimizer = optimizer = ml_collections.ConfigDict()
   optimizer.name = 'adamw'  # sgd | adamw | rmsprop

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import app, flags
+from jax.interpreters import partial_eval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
@@ -26,7 +27,7 @@ from seg_jax.data.datasets.sources import Source
 from seg_jax.errors import UserError
 from seg_jax.models import build_model
 from seg_jax.tasks import build_task
-from seg_jax.tasks.semantic import SemanticTask
+from seg_jax.tasks.base import Task
 from seg_jax.training import checkpoints, loop
 from seg_jax.training.logs import read_metrics
 from seg_jax.training.mesh import make_mesh
@@ -104,7 +105,7 @@ def _last_step(workdir: Path) -> int:
 
 def load(
   config: ml_collections.ConfigDict, workdir: Path, split: str
-) -> tuple[int, dict, SemanticTask, Source]:
+) -> tuple[int, dict, Task, Source]:
   """The step and the variables of the best checkpoint in `workdir`, its task, and a split."""
   source = open_dataset(config.data, split, config.seed)
   step, variables, info = checkpoints.load_variables(config, workdir, make_mesh(), source.info)
@@ -155,6 +156,11 @@ def multiply_adds(jaxpr) -> int:
       if hasattr(inner, 'eqns'):
         total += turns * multiply_adds(inner)
   return total
+
+
+def needed(jaxpr):
+  """`jaxpr` without what none of its outputs is made from, which XLA leaves out, too."""
+  return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def in_turns(functions: dict[str, Callable], rounds: int) -> dict[str, float]:

@@ -56,7 +56,7 @@ def cross_entropy(
   if hard_pixel_fraction < 1:
     hard = _hardest(costs, labels != IGNORE, hard_pixel_fraction)
     costs, weights = jnp.where(hard, costs, 0), jnp.where(hard, weights, 0)
-  return _divide(_sum(costs), _sum(weights))
+  return quotient(devices.pixel_sum(costs), devices.pixel_sum(weights))
 
 
 def focal(
@@ -75,7 +75,7 @@ def focal(
   log_prob = _at_label(jax.nn.log_softmax(logits.astype(jnp.float32)), labels)
   # 1 - p without cancellation, and above 0, where the gradient of a power below 1 is infinite.
   miss = jnp.maximum(-jnp.expm1(log_prob), jnp.finfo(jnp.float32).tiny)
-  return _divide(_sum(-weights * miss**gamma * log_prob), _sum(weights))
+  return quotient(devices.pixel_sum(-weights * miss**gamma * log_prob), devices.pixel_sum(weights))
 
 
 def dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -88,10 +88,10 @@ def dice(logits: jax.Array, labels: jax.Array) -> jax.Array:
   truth = one_hot.encode(labels, logits.shape[-1], bool)
   probs = jax.nn.softmax(logits.astype(jnp.float32))
   probs = jnp.where((labels != IGNORE)[..., None], probs, 0)
-  pixels = _sum(truth.astype(jnp.float32))
-  overlap = _sum(jnp.where(truth, probs, 0))
-  total = _sum(probs**2) + pixels
-  return _mean_over_present(1 - 2 * _divide(overlap, total), pixels > 0)
+  pixels = devices.pixel_sum(truth.astype(jnp.float32))
+  overlap = devices.pixel_sum(jnp.where(truth, probs, 0))
+  total = devices.pixel_sum(probs**2) + pixels
+  return _mean_over_present(1 - 2 * quotient(overlap, total), pixels > 0)
 
 
 def lovasz_softmax(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -209,29 +209,19 @@ def _hardest(costs: jax.Array, valid: jax.Array, fraction: float) -> jax.Array:
   bit, since floats from 0 up are ordered as their bits are: 31 counts cost a fiftieth of a sort,
   and only sums over pixels pass between devices.
   """
-  count = _sum(valid.astype(jnp.int32)).astype(jnp.float32)
+  count = devices.pixel_sum(valid.astype(jnp.int32)).astype(jnp.float32)
   keep = jnp.maximum(1, jnp.round(fraction * count).astype(jnp.int32))
   bits = jax.lax.bitcast_convert_type(jnp.abs(costs), jnp.int32)  # abs: -0.0 is 0.0
 
   def set_bit(i, threshold):
     higher = threshold | (1 << (30 - i))
-    return jnp.where(_sum((bits >= higher).astype(jnp.int32)) >= keep, higher, threshold)
+    reached = devices.pixel_sum((bits >= higher).astype(jnp.int32))
+    return jnp.where(reached >= keep, higher, threshold)
 
   return bits >= jax.lax.fori_loop(0, 31, set_bit, jnp.int32(0))
 
 
-def _sum(x: jax.Array) -> jax.Array:
-  """`x` [N, H, W, ...] summed over the pixels, of all devices.
-
-  Along one axis after the other, which the barrier keeps XLA from joining: a single float32 sum
-  over all pixels is wrong in the fifth digit.
-  """
-  for _ in range(3):
-    x = jax.lax.optimization_barrier(jnp.sum(x, axis=0))
-  return devices.total(x)
-
-
-def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def quotient(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
   """The quotient, and `numerator` itself where `denominator` is 0."""
   return numerator / jnp.where(denominator > 0, denominator, 1)
 

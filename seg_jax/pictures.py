@@ -83,14 +83,18 @@ def draw_instances(image: np.ndarray, instances: np.ndarray, alpha: float = 0.6)
   return picture
 
 
-def colour_depth(depth: np.ndarray) -> np.ndarray:
-  """Depth float [H, W] in metres from red, near, to blue, far, by its logarithm; 0 is striped."""
+def colour_depth(depth: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
+  """Depth float [H, W] in metres from red, near, to blue, far, by its logarithm; 0 is striped.
+
+  The colours span the depths of `like`, if that is given and any of it is known.
+  """
   known = depth > 0
   picture = _stripes(*depth.shape, width=2 + max(depth.shape) // 150)
   if known.any():
-    logs = np.log(depth[known])
-    low, high = np.percentile(logs, (1, 99))  # what a few wrong points tell is left out
-    shades = np.clip((logs - low) / max(high - low, 1e-6), 0, 1)
+    span = depth if like is None or not (like > 0).any() else like
+    # What a few wrong points tell is left out.
+    low, high = np.percentile(np.log(span[span > 0]), (1, 99))
+    shades = np.clip((np.log(depth[known]) - low) / max(high - low, 1e-6), 0, 1)
     picture[known] = np.rint(255 * matplotlib.colormaps['turbo_r'](shades)[:, :3])
   return picture
 
@@ -245,11 +249,13 @@ def _series(lines: Sequence[dict], split: str, name: str) -> tuple[np.ndarray, n
   return np.array([x['step'] for x in told]), np.array([x[name] for x in told], float)
 
 
-def curve_figure(lines: Sequence[dict], metric: str = 'miou') -> Figure:
+def curve_figure(
+  lines: Sequence[dict], metric: str = 'miou', smaller_is_better: bool = False
+) -> Figure:
   """The course of a training run from the lines of its `metrics.jsonl`.
 
   Above, the training loss, faint, with its moving average, and the cross entropy of the evaluated
-  splits; below, `metric` of the evaluated splits with its best value.
+  splits, if they have one; below, `metric` of the evaluated splits with its best value.
   """
   figure = Figure(figsize=(8, 6), dpi=120, layout='constrained')
   losses, scores = figure.subplots(2, 1, sharex=True)
@@ -263,10 +269,11 @@ def curve_figure(lines: Sequence[dict], metric: str = 'miou') -> Figure:
   for i, split in enumerate(splits):
     style = {'color': f'C{i + 1}', 'marker': 'o', 'markersize': 4}
     told = _series(lines, split, 'cross_entropy')
-    losses.plot(*told, linestyle=':', label=f'{split}, cross entropy', **style)
+    if len(told[0]):
+      losses.plot(*told, linestyle=':', label=f'{split}, cross entropy', **style)
     steps, score = _series(lines, split, metric)
     if np.isfinite(score).any():
-      best = np.nanargmax(score)
+      best = (np.nanargmin if smaller_is_better else np.nanargmax)(score)
       label = f'{split}, best {score[best]:.4f} at step {steps[best]}'
       scores.plot(steps, score, label=label, **style)
   losses.set_ylabel('loss')
@@ -287,7 +294,7 @@ def _write(path, picture: Image.Image) -> None:
 
 
 def write_png(path, picture: np.ndarray) -> None:
-  """Saves a picture uint8 [H, W, 3] (RGB) or [H, W] (grey) whole or not at all."""
+  """Saves uint8 [H, W, 3] (RGB), or uint8 or uint16 [H, W] (grey), whole or not at all."""
   _write(path, Image.fromarray(picture))
 
 

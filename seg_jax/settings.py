@@ -32,6 +32,7 @@ CHECKS = (
     'number of 0 or more',
     lambda v: 0 <= v < math.inf,
     'data.num_workers data.cache_gib loss.cross_entropy loss.dice loss.focal loss.lovasz '
+    'data.max_depth loss.weights.semantic loss.weights.depth '
     'loss.focal_gamma loss.auxiliary optimizer.learning_rate optimizer.weight_decay '
     'model.appearance model.smoothness '
     'optimizer.clip_norm optimizer.poly_power optimizer.step_factor optimizer.warmup_steps',
@@ -71,6 +72,11 @@ CHECKS = (
     'whole number above 0, or -1 for what is left',
     lambda v: type(v) is int and (v > 0 or v == -1),
     'mesh.data mesh.space',
+  ),
+  (
+    "tuple of different names, such as ('semantic', 'depth')",
+    lambda v: isinstance(v, tuple) and len(set(v)) == len(v) > 0 and {*map(type, v)} == {str},
+    'model.decoders',
   ),
   ('number of bits, 8 or 16', lambda v: v in (8, 16), 'data.bits'),
   (
@@ -153,6 +159,11 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f'{key} is {values[key]!r}; expected a {expected}')
   if config.parallel not in ('jit', 'pmap'):
     raise UserError(f"parallel is {config.parallel!r}; expected 'jit' or 'pmap'")
+  decoders = config.model.get('decoders', ()) if config.task == 'scene' else (config.task,)
+  if 'depth' in decoders and 'depth' not in config.data.extras:
+    raise UserError(
+      f"data.extras is {config.data.extras!r}; expected 'depth' in it, as task is {config.task!r}"
+    )
   channels, photometric = config.data.channels, config.data.photometric
   for key in ('mean', 'std'):
     if len(value := config.data[key]) != channels:

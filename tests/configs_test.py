@@ -29,6 +29,7 @@ DEEP = (
   'fcn_resnet',
   'hrnet',
   'refinenet',
+  'several_decoders',
 )
 
 

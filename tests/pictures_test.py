@@ -83,6 +83,14 @@ class DrawingTest(parameterized.TestCase):
     self.assertLen(np.unique(picture[:, :30].reshape(-1, 3), axis=0), 2)  # stripes
     pictures.colour_depth(0 * depth)
 
+  def test_depth_has_the_colours_of_another_maps_range(self):
+    near, far = np.full((4, 4), 2, np.float32), np.full((4, 4), 8, np.float32)
+    both = np.concatenate([near, far])
+    expected = pictures.colour_depth(both)
+    np.testing.assert_array_equal(pictures.colour_depth(near, like=both), expected[:4])
+    np.testing.assert_array_equal(pictures.colour_depth(far, like=both), expected[4:])
+    np.testing.assert_array_equal(pictures.colour_depth(both, like=0 * both), expected)
+
 
 class ContactSheetTest(parameterized.TestCase):
   def contains(self, sheet, panel):
@@ -151,6 +159,12 @@ class FigureTest(parameterized.TestCase):
     np.testing.assert_allclose(smooth.get_ydata()[10:-10], 1.0, atol=0.21)
     np.testing.assert_array_equal(scores.lines[0].get_xydata(), [[300, 0.3], [600, 0.6]])
 
+  def test_of_an_error_the_smallest_is_the_best_and_no_cross_entropy_is_no_curve(self):
+    lines = [{'step': s, 'split': 'val', 'abs_rel': abs(s - 20) / 100} for s in (10, 20, 30)]
+    losses, scores = pictures.curve_figure(lines, 'abs_rel', smaller_is_better=True).axes
+    self.assertEmpty(losses.lines)
+    self.assertEqual(scores.get_legend_handles_labels()[1], ['val, best 0.0000 at step 20'])
+
   @parameterized.parameters(0, 1, 2, 40)
   def test_curves_of_a_run_of_any_length(self, length):
     lines = [{'step': i, 'split': 'train', 'loss': 1.0} for i in range(length)]
@@ -167,6 +181,11 @@ class FileTest(absltest.TestCase):
     picture = self.rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
     pictures.write_png(self.path, picture)
     np.testing.assert_array_equal(np.asarray(Image.open(self.path)), picture)
+
+  def test_16_bits_round_trip(self):
+    values = self.rng.integers(0, 2**16, (5, 6), dtype=np.uint16)
+    pictures.write_png(self.path, values)
+    np.testing.assert_array_equal(np.asarray(Image.open(self.path)), values)
 
   def test_palette_png_keeps_classes_and_ignore_and_has_colours(self):
     label = random_label(self.rng, (9, 9))

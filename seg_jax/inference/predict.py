@@ -1,4 +1,4 @@
-"""Labels for pictures of a user: a palette PNG and an overlay for each."""
+"""What a model says of a user's pictures: labels, depth, or whatever its task is."""
 
 import collections
 import glob
@@ -8,10 +8,8 @@ from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
 from tqdm import tqdm
 
-from seg_jax import pictures
 from seg_jax.data import bands, files, transforms
 from seg_jax.errors import UserError
 from seg_jax.tasks import build_task
@@ -21,7 +19,10 @@ from seg_jax.training.summary import enough_memory
 
 
 def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[str]) -> None:
-  """Writes `predict/labels/NAME.png`, classes with a palette, and `predict/overlays/NAME.png`.
+  """Writes what the task's `save` makes of each picture below `predict/`.
+
+  Of labels that is `labels/NAME.png`, classes with a palette, and `overlays/NAME.png`; of depth
+  `depth/NAME.png`, 16 bits of millimetres, and `depth_colours/NAME.png`.
 
   Args:
     inputs: files, folders (searched through) or globs of pictures of any size.
@@ -32,7 +33,12 @@ def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[s
   outputs = dict(_outputs(find_pictures(inputs)))
   step, variables, info = checkpoints.load_variables(config, workdir, make_mesh())
   task = build_task(config, info)
-  label_of = jax.jit(lambda variables, image: task.predict(variables, {'image': image})['label'][0])
+
+  @jax.jit
+  def maps_of(variables, image):
+    predictions = task.predict(variables, {'image': image})
+    return {name: predictions[name][0] for name in task.maps}
+
   read_image = bands.readers(config.data)['read_image']
   directory, faults = workdir / 'predict', []
   for path, name in tqdm(outputs.items(), 'predict', unit='image', dynamic_ncols=True):
@@ -46,12 +52,10 @@ def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[s
     margins = (0, -height % multiple, 0, -width % multiple)
     padded = transforms.pad({'image': image}, margins, config.data.mean)['image']
     with enough_memory(str(path), 'lower data.image_scale'):
-      label = np.asarray(label_of(variables, padded[None]))
-    label = label[:height, :width].astype(np.uint8)
-    pictures.write_palette_png(directory / 'labels' / f'{name}.png', label, info.palette)
-    drawn = pictures.overlay(image, label, info.palette)
-    pictures.write_png(directory / 'overlays' / f'{name}.png', drawn)
-  print(f'{len(outputs) - len(faults)} pictures labelled by step {step}: {directory}')
+      maps = jax.device_get(maps_of(variables, padded[None]))
+    maps = {map_name: array[:height, :width] for map_name, array in maps.items()}
+    task.save(directory, str(name), image, maps)
+  print(f'{len(outputs) - len(faults)} pictures, predicted by step {step}: {directory}')
   if faults:
     raise UserError(f'{len(faults)} of {len(outputs)} pictures cannot be used; {faults[0]}')
 

@@ -17,6 +17,7 @@ from seg_jax.models.multi_scale import MultiScale
 from seg_jax.models.recurrent_scene import RecurrentScene
 from seg_jax.models.refinenet import RefineNet
 from seg_jax.models.segnet import SegNet, SegNetBasic
+from seg_jax.models.several_decoders import SeveralDecoders
 from seg_jax.models.sliding_window import SlidingWindow
 from seg_jax.models.unet import UNet
 
@@ -34,6 +35,7 @@ MODELS = {
   'refinenet': RefineNet,
   'segnet': SegNet,
   'segnet_basic': SegNetBasic,
+  'several_decoders': SeveralDecoders,
   'sliding_window': SlidingWindow,
   'unet': UNet,
 }

@@ -7,6 +7,7 @@ its borders is mirrored (figure 2, the overlap-tile strategy); with same padding
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -73,27 +74,14 @@ class UNet(nn.Module):
       dtype=self.dtype,
     )
     norm = make_norm(self.norm, train, self.dtype)
-
-    def double_conv(x, features, name):
-      for i in (1, 2):
-        x = conv(features, (3, 3), name=f'{name}_conv{i}')(x)
-        x = nn.relu(norm(name=f'{name}_norm{i}')(x))
-      return x
-
-    x = images.astype(self.dtype)
-    skips = []
-    for level in range(self.depth):
-      x = double_conv(x, self.width * 2**level, f'down{level}')
-      skips.append(x)
-      x = max_pool(x, 2)
-    x = double_conv(x, self.width * 2**self.depth, 'bottom')
+    *skips, x = contracting_path(images.astype(self.dtype), self.width, self.depth, conv, norm)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)
     for level in reversed(range(self.depth)):
       features = self.width * 2**level
       x = self._upsample(x, features, f'up{level}')
       if self.skips:
         x = jnp.concatenate([_centre_crop(skips[level], x.shape[1:3]), x], -1)
-      x = double_conv(x, features, f'up{level}')
+      x = double_conv(x, features, f'up{level}', conv, norm)
     return Conv(self.num_classes, (1, 1), dtype=self.dtype, name='head')(x).astype(jnp.float32)
 
   def _upsample(self, x, features, name):
@@ -102,6 +90,30 @@ class UNet(nn.Module):
       return UpConv(features, dtype=self.dtype, name=f'{name}_upconv')(x)
     x = resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2]))
     return Conv(features, (1, 1), dtype=self.dtype, name=f'{name}_upconv')(x)
+
+
+def contracting_path(
+  x: Float[Array, 'N H W C'], width: int, depth: int, conv: Callable, norm: Callable
+) -> list[Float[Array, 'N _ _ _']]:
+  """What each level hands over, full resolution first, and the bottom behind them.
+
+  Here and below, `conv(features, size, name=...)` and `norm(name=...)` are constructors of layers.
+  """
+  levels = []
+  for level in range(depth):
+    levels.append(double_conv(x, width * 2**level, f'down{level}', conv, norm))
+    x = max_pool(levels[-1], 2)
+  return [*levels, double_conv(x, width * 2**depth, 'bottom', conv, norm)]
+
+
+def double_conv(
+  x: Float[Array, 'N H W C'], features: int, name: str, conv: Callable, norm: Callable
+) -> Float[Array, 'N h w features']:
+  """Two 3x3 convolutions, each with norm and ReLU."""
+  for i in (1, 2):
+    x = conv(features, (3, 3), name=f'{name}_conv{i}')(x)
+    x = nn.relu(norm(name=f'{name}_norm{i}')(x))
+  return x
 
 
 class UpConv(nn.Module):

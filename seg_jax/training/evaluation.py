@@ -42,9 +42,9 @@ class Evaluator:
 
     def step(variables, batch):
       predictions = task.predict(variables, batch)
-      return task.count(predictions, batch), predictions['label']
+      return task.count(predictions, batch), {name: predictions[name] for name in task.maps}
 
-    out_shardings = replicated(mesh), sharded(mesh, 'label')
+    out_shardings = replicated(mesh), {name: sharded(mesh, name) for name in task.maps}
     self._step = jax.jit(step, out_shardings=out_shardings)
 
   def __call__(self, step: int, variables: dict, workdir: Path) -> tuple[dict, np.ndarray | None]:
@@ -66,18 +66,18 @@ class Evaluator:
       indices = batch.pop('index')
       arrays = {name: batch[name] for name in self._task.batch_keys}
       with enough_memory('a batch of the evaluation', 'lower eval.batch_size or data.image_scale'):
-        counts, labels = self._step(variables, shard_batch(arrays, self._mesh))
+        counts, maps = self._step(variables, shard_batch(arrays, self._mesh))
         counts = jax.device_get(counts)
       state = self._task.merge(state, counts)
       if not self._shown.isdisjoint(indices.tolist()):
-        labels = own_rows(labels)
+        maps = {name: own_rows(array) for name, array in maps.items()}
       for row, index in enumerate(indices.tolist()):
         if index in self._shown:
-          height, width = self._source.size(index)
+          inside = row, *map(slice, self._source.size(index))
           shown[index] = self._task.render(
-            batch['image'][row, :height, :width],
-            labels[row, :height, :width],
-            batch['label'][row, :height, :width],
+            batch['image'][inside],
+            {name: array[inside] for name, array in maps.items()},
+            {name: batch[name][inside] for name in maps},
           )
     result = {'step': step} | self._task.result(state)
     if jax.process_index():
@@ -87,16 +87,16 @@ class Evaluator:
     return result, sheet
 
   def _sheet(self, shown):
-    info, indices = self._source.info, sorted(shown)
+    indices = sorted(shown)
     return pictures.contact_sheet(
       [shown[i] for i in indices],
       [self._source.names[i] for i in indices],
-      (info.class_names, info.palette),
+      self._task.legend,
       self._task.headings,
     )
 
   def _write(self, directory, result, state, sheet):
-    """`SPLIT.json`, `SPLIT.png` and `confusion_SPLIT.png`."""
+    """`SPLIT.json`, `SPLIT.png`, and what the task draws, such as `confusion_SPLIT.png`."""
     atomic.write_bytes(directory / f'{self._split}.json', json.dumps(result, indent=2).encode())
     pictures.write_png(directory / f'{self._split}.png', sheet)
     for name, figure in self._task.figures(state).items():

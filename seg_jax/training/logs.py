@@ -121,8 +121,17 @@ class Recorder:
       self._restart_clock()
 
   def write(self, step: int, split: str, values: dict) -> None:
-    """One line of `metrics.jsonl`, and TensorBoard's scalars; what is no number is left out."""
-    values = {name: v for name, v in values.items() if isinstance(v, int | float)}
+    """One line of `metrics.jsonl`, and TensorBoard's scalars; what is no number is left out.
+
+    Numbers one level below, such as those of a scene's further parts, are named `part/name`.
+    """
+    below = {
+      f'{part}/{name}': value
+      for part, nested in values.items()
+      if isinstance(nested, dict)
+      for name, value in nested.items()
+    }
+    values = {name: v for name, v in (values | below).items() if isinstance(v, int | float)}
     self._file.write(json.dumps({'step': step, 'split': split} | values) + '\n')
     for name, value in values.items():
       self._events.add_scalar(f'{split}/{name}', value, step)

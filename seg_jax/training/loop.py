@@ -111,7 +111,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
           if step % config.train.eval_every == 0 or step == num_steps:
             recorder.settle()
             result, sheet = evaluator(step, state.variables, workdir)
-            score = result[task.watched]
+            score = task.score(result)
             recorder.evaluated(step, split, result, task.watched, sheet)
           if over or score is not None or step % config.train.checkpoint_every == 0:
             recorder.settle()
@@ -129,7 +129,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
     if profiler:
       profiler.close()
     if jax.process_index() == 0:
-      pictures.save_figure(workdir / 'curves.png', pictures.curve_figure(read_metrics(workdir)))
+      curves = pictures.curve_figure(read_metrics(workdir), task.watched, task.smaller_is_better)
+      pictures.save_figure(workdir / 'curves.png', curves)
   if step < num_steps:
     print(f'stopped and saved at step {step} of {num_steps}; the same command goes on from there')
   else:

@@ -11,7 +11,14 @@ import numpy as np
 from absl.testing import absltest
 from jax import lax
 
-from experiments import dense_prediction, fcn_strides, study, upsampling, what_or_where
+from experiments import (
+  dense_prediction,
+  fcn_strides,
+  several_decoders,
+  study,
+  upsampling,
+  what_or_where,
+)
 from seg_jax.errors import UserError
 from seg_jax.models.conv_only import ConvOnly, multiply_adds
 from seg_jax.models.unet import UNet
@@ -88,6 +95,22 @@ class StudiesTest(absltest.TestCase):
     for config in others:
       config.model.upsampling = first.model.upsampling
       self.assertEqual(config.to_dict(), first.to_dict())
+
+  def test_several_decoders_finds_the_scores_of_depth_at_the_top_or_below(self):
+    depth = dict.fromkeys(several_decoders.DEPTH, 0.1)
+    labels = {'miou': 0.8, 'boundary_iou': 0.5}
+    nothing = dict.fromkeys(several_decoders.DEPTH)
+    self.assertEqual(several_decoders.scores_of(labels), labels | nothing)
+    self.assertEqual(several_decoders.scores_of(depth), dict.fromkeys(labels) | depth)
+    self.assertEqual(several_decoders.scores_of(labels | {'depth': depth}), labels | depth)
+
+  def test_what_no_output_needs_costs_nothing(self):
+    def function(x, kernel):
+      return x @ kernel, jax.jit(lambda x: (x @ kernel) @ kernel)(x)
+
+    jaxpr = jax.make_jaxpr(lambda *xs: function(*xs)[0])(jnp.zeros((2, 4)), jnp.zeros((4, 4))).jaxpr
+    self.assertEqual(study.multiply_adds(jaxpr), 3 * 2 * 4 * 4)
+    self.assertEqual(study.multiply_adds(study.needed(jaxpr)), 2 * 4 * 4)
 
   def test_fcn_strides_needs_camvid(self):
     with (

@@ -30,6 +30,7 @@ SMALLER = {
   'refinenet': {'backbone_width': 0.125, 'width': 8, 'chained_pooling': 1},
   'segnet': {'width': 4},
   'segnet_basic': {'width': 8},
+  'several_decoders': {'width': 4, 'depth': 2},
   'sliding_window': {'width': 4, 'depth': 2, 'hidden': 8},
   'unet': {'width': 4, 'depth': 2},
 }
@@ -57,13 +58,14 @@ def small_task(name):
 
 
 def stripes(size):
-  """Two pictures of vertical bands, each with the colour of its class."""
+  """Two pictures of vertical bands, each with the colour of its class, farther to the right."""
   height, width = size
   rng = np.random.default_rng(0)
   label = np.broadcast_to(6 * np.arange(width) // width, (2, height, width)).astype(np.int32)
   noise = rng.integers(0, 20, (2, height, width, 3))
   image = (40 * label[..., None] * (1, -1, 1) % 235 + noise).astype(np.uint8)
-  return {'image': image, 'label': label, 'valid': np.ones(2, bool)}
+  depth = (1.0 + np.arange(width) + 0.0 * label).astype(np.float32)
+  return {'image': image, 'label': label, 'depth': depth, 'valid': np.ones(2, bool)}
 
 
 class ContractTest(parameterized.TestCase):

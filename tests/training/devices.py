@@ -29,6 +29,7 @@ from seg_jax.training.step import init_state
 SMALL = {  # by the name of their config
   'unet': {'width': 2, 'depth': 2},
   'segnet': {'width': 2},
+  'several_decoders': {'width': 2, 'depth': 2, 'uncertainty': True},
   'deeplab_v3plus': {'backbone_width': 1 / 16, 'features': 8, 'low_features': 4, 'dropout': 0.0},
 }
 
@@ -56,7 +57,7 @@ def config_of(case: dict):
 
 
 def outcome(case: dict, workdir: Path) -> dict:
-  """The losses of the steps, the confusion matrix of the first weights, and what lies where."""
+  """The losses of the steps, the scores of the first weights, and what lies where."""
   config, matrices = config_of(case), []
 
   def figures(task, state):
@@ -70,7 +71,7 @@ def outcome(case: dict, workdir: Path) -> dict:
   )
   with mock.patch.object(SemanticTask, 'figures', figures):
     judge = evaluation.Evaluator(task, source, config, 'val', mesh)
-    judge(0, init(jax.random.key(0)), workdir / 'first')
+    result, _ = judge(0, init(jax.random.key(0)), workdir / 'first')
   example = task.example(config.data.batch_size, config.data.crop_size)
   parts = steps_like(example, 1, mesh, 'jit')['image']
   optimizer = optax.adam(1.0)
@@ -83,6 +84,7 @@ def outcome(case: dict, workdir: Path) -> dict:
   return {
     'losses': losses,
     'confusion': matrices[0] if matrices else None,
+    'depth': result.get('depth'),
     'share': parts.sharding.shard_shape(parts.shape),  # of the pictures, on each device
     'split': sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(shardings)),
   }

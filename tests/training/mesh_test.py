@@ -25,6 +25,13 @@ def one_device(**overrides) -> dict:
     return devices.outcomes(Path(folder), [case(**overrides)], devices=1)[0]
 
 
+def check_depth(outcome: dict, expected: dict) -> None:
+  """The same scores of depth, which are sums of floats."""
+  assert outcome['depth'].keys() == expected['depth'].keys()
+  for name, value in expected['depth'].items():
+    np.testing.assert_allclose(outcome['depth'][name], value, rtol=1e-4, err_msg=name)
+
+
 class MeshTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -73,6 +80,19 @@ class MeshTest(parameterized.TestCase):
     (four,) = devices.outcomes(self.folder, [case('unet', **terms, parallel='pmap')], devices=4)
     one = one_device(system='unet', **terms)
     np.testing.assert_allclose(four['losses'], one['losses'], rtol=TOLERANCE)
+
+  @parameterized.parameters('l1', 'berhu', 'scale_invariant')
+  @pytest.mark.slow
+  def test_labels_and_depth_too_of_a_batch_that_is_split_in_any_way(self, loss):
+    fields = {'loss__depth': loss, 'train__num_steps': 4, 'train__eval_every': 4}
+    fields |= {'train__checkpoint_every': 4}
+    ways = [{'parallel': 'pmap'}, {'mesh__space': 2}]
+    cases = [case('several_decoders', **fields, **way) for way in ways]
+    one = one_device(system='several_decoders', **fields)
+    for outcome in devices.outcomes(self.folder, cases, devices=4):
+      np.testing.assert_allclose(outcome['losses'], one['losses'], rtol=TOLERANCE)
+      self.assertEqual(outcome['confusion'], one['confusion'])
+      check_depth(outcome, one)
 
   @parameterized.parameters(
     {'train__steps_per_call': 5, 'train__log_every': 5}, {'train__recompute': True}
@@ -156,6 +176,14 @@ class ProcessesTest(parameterized.TestCase):
     (two,) = devices.outcomes(self.folder, [case('unet')], devices=2, count=2)
     np.testing.assert_allclose(two['losses'], one['losses'], rtol=TOLERANCE)
     self.assertEqual(two['confusion'], one['confusion'])
+
+  def test_two_processes_judge_labels_and_depth_as_one_does(self):
+    fields = {'train__num_steps': 2, 'train__eval_every': 2, 'train__checkpoint_every': 2}
+    one = one_device(system='several_decoders', **fields)
+    (two,) = devices.outcomes(self.folder, [case('several_decoders', **fields)], devices=2, count=2)
+    np.testing.assert_allclose(two['losses'], one['losses'], rtol=TOLERANCE)
+    self.assertEqual(two['confusion'], one['confusion'])
+    check_depth(two, one)
 
   def endless(self, **overrides):
     """Two processes in the middle of a run that only its end would save."""
