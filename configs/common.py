@@ -17,6 +17,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   config.name = ''  # the system; the config file sets it
   config.task = 'semantic'  # semantic | depth | scene, all decoders that the model has
   config.seed = 0  # of parameters, shuffling, augmentation and dropout
+  config.sigmoid = False  # two classes by one logit and a sigmoid; else by two logits and a softmax
   config.dtype = 'float32'  # of the computation; parameters, losses and metrics stay float32
   config.parallel = 'jit'  # jit: one program over all devices | pmap: one a device, which is older
   config.distributed = False  # this is one of several processes, on one machine or on many
@@ -99,6 +100,10 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   evaluate.size_multiple = 32  # pictures are padded to it, so that few shapes are compiled
   evaluate.checkpoint = 'best'  # best | last | a step
   evaluate.num_pictures = 8  # in eval/SPLIT.png
+
+  config.inference = inference = ml_collections.ConfigDict()
+  inference.crf = 'none'  # none | exact | lattice | window: a dense CRF behind the model, untrained
+  inference.threshold = 0.5  # of two classes, a pixel is the second if its probability is above it
 
   if dataset == 'shapes':
     data.batch_size = 8

@@ -46,8 +46,9 @@ CHECKS = (
   (
     'number from 0 to below 1',
     lambda v: 0 <= v < 1,
-    'data.photometric loss.label_smoothing optimizer.ema_decay optimizer.momentum model.dropout',
+    'data.photometric loss.label_smoothing optimizer.ema_decay optimizer.momentum model.dropout ',
   ),
+  ('number between 0 and 1', lambda v: 0 < v < 1, 'inference.threshold'),
   (
     'pair of whole numbers above 0, (rows, columns)',
     lambda v: len(v) == 2 and all(type(n) is int and n > 0 for n in v),
@@ -134,7 +135,10 @@ FREE = (
   'eval.size_multiple',
   'eval.checkpoint',
   'eval.num_pictures',
+  'inference.crf',
+  'inference.threshold',
 )
+CRFS = ('none', 'exact', 'lattice', 'window')
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -178,6 +182,12 @@ def check(config: ml_collections.ConfigDict) -> None:
       raise UserError(
         f'train.{key} is {config.train[key]}; expected a multiple of train.steps_per_call {count}'
       )
+  _check_inference(config.inference)
+
+
+def _check_inference(inference: ml_collections.ConfigDict) -> None:
+  if inference.crf not in CRFS:
+    raise UserError(f'inference.crf is {inference.crf!r}{nearest(inference.crf, CRFS)}')
 
 
 def for_training(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:

@@ -90,6 +90,8 @@ class SettingsTest(parameterized.TestCase):
     ('data.max_instances', 0, 'whole number above 0'),
     ('data.extras', ('depth', 'normals'), "tuple of 'instances' and 'depth', or \\(\\)"),
     ('data.extras', ('instance',), "tuple of 'instances' and 'depth'"),
+    ('inference.crf', 'latice', "inference.crf is 'latice'; did you mean 'lattice'"),
+    ('inference.threshold', 1.0, 'number between 0 and 1'),
   )
   def test_a_value_that_no_run_can_work_with(self, key, value, message):
     config = unet.get_config()

@@ -14,6 +14,7 @@ from seg_jax.models.fcn import FCN
 from seg_jax.models.fcn_resnet import FCNResNet
 from seg_jax.models.hrnet import HRNet
 from seg_jax.models.multi_scale import MultiScale
+from seg_jax.models.one_logit import OneLogit
 from seg_jax.models.recurrent_scene import RecurrentScene
 from seg_jax.models.refinenet import RefineNet
 from seg_jax.models.segnet import SegNet, SegNetBasic
@@ -45,7 +46,8 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   """The model that `config.model` describes: its fields are the module's, but for `pretrained`.
 
-  That of 'crf_rnn' has another one inside, which `config.model.system` describes likewise.
+  That of 'crf_rnn' has another one inside, which `config.model.system` describes likewise. With
+  `config.sigmoid` the first class has no logit of its own.
 
   Raises:
     UserError: an unknown `model.name`, `model.system.name` or `dtype`.
@@ -66,4 +68,9 @@ def _build(fields, config, num_classes, key, known):
     raise errors.UserError(f'{key} is {name!r}{errors.nearest(name, known)}')
   if config.dtype not in DTYPES:
     raise errors.UserError(f'dtype is {config.dtype!r}{errors.nearest(config.dtype, DTYPES)}')
-  return MODELS[name](num_classes=num_classes, dtype=DTYPES[config.dtype], **fields)
+  fields['dtype'] = DTYPES[config.dtype]
+  if not config.sigmoid:
+    return MODELS[name](num_classes=num_classes, **fields)
+  if name == 'recurrent_scene':
+    raise errors.UserError(f'{key} is {name!r}, which hears its own logits; expected no sigmoid')
+  return OneLogit(MODELS[name](num_classes=num_classes - 1, **fields))

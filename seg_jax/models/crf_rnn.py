@@ -24,8 +24,6 @@ from jaxtyping import Array, Float
 from seg_jax import errors
 from seg_jax.ops import mean_field
 
-FILTERS = ('exact', 'lattice', 'window')
-
 
 class CRFRNN(nn.Module):
   """What `system` says, with `logits` that were made to agree with the picture's colours.
@@ -53,26 +51,24 @@ class CRFRNN(nn.Module):
 
     The CRF is computed in float32.
     """
-    if self.filter not in FILTERS:
+    if self.filter not in mean_field.FILTERS:
       raise errors.UserError(
-        f'model.filter is {self.filter!r}{errors.nearest(self.filter, FILTERS)}'
+        f'model.filter is {self.filter!r}{errors.nearest(self.filter, mean_field.FILTERS)}'
       )
     nn.share_scope(self, self.system)
     outputs = self.system(images, train)
     unaries = outputs['logits'].astype(jnp.float32)
     # Only differences of colours count, so the mean that was taken off stays off.
     scale = 255 * jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, -1)
-    forms = {
-      'exact': mean_field.exact,
-      'lattice': mean_field.lattice,
-      'window': functools.partial(mean_field.window, radius=self.radius),
-    }
+    form = mean_field.FILTERS[self.filter]
+    if self.filter == 'window':
+      form = functools.partial(form, radius=self.radius)
     kernels = mean_field.kernels(
       scale * images.astype(jnp.float32),
       self.theta_alpha,
       self.theta_beta,
       self.theta_gamma,
-      forms[self.filter],
+      form,
     )
     crf = MeanField(self.num_classes, (self.appearance, self.smoothness), name='crf')
     logits = crf(unaries, kernels, self.train_iterations if train else self.iterations)

@@ -115,6 +115,9 @@ def window(features: Float[Array, 'N H W d'], radius: int = 3) -> Filter:
   return _symmetric(functools.partial(_window, radius), features)
 
 
+FILTERS = {'exact': exact, 'lattice': lattice, 'window': window}
+
+
 def smoothness(theta: float) -> Filter:
   """`exact`'s sums for positions alone: a Gaussian along columns, then along rows.
 

@@ -1,5 +1,7 @@
 """What a model is trained and judged for."""
 
+import operator
+
 import ml_collections
 
 from seg_jax.data.datasets.base import DatasetInfo
@@ -19,8 +21,16 @@ def build_task(config: ml_collections.ConfigDict, info: DatasetInfo, class_weigh
   `config.task` is the name of one decoder, or 'scene' for all that the model has.
 
   Raises:
-    UserError: an unknown task, or a decoder that is unknown or that the model has not.
+    UserError: an unknown task, a decoder that is unknown or that the model has not, or what is for
+      two classes alone where there are others.
   """
+  of_two = {'sigmoid': False, 'inference.threshold': 0.5}
+  for key, default in of_two.items() if info.num_classes != 2 else ():
+    value = operator.attrgetter(key)(config)
+    if value != default:
+      raise UserError(
+        f'{key} is {value}; expected {default}, as {info.name} has {info.num_classes} classes'
+      )
   model = build_model(config, info.num_classes)
   fields = {
     'model': model,
@@ -33,10 +43,12 @@ def build_task(config: ml_collections.ConfigDict, info: DatasetInfo, class_weigh
     'photometric': config.data.photometric,
     'bits': config.data.bits,
     'max_depth': config.data.max_depth,
+    'crf': config.inference.crf,
+    'threshold': config.inference.threshold,
   }
   if config.task not in (*OF_DECODER, 'scene'):
     raise UserError(f'task is {config.task!r}{nearest(config.task, (*OF_DECODER, "scene"))}')
-  there = getattr(model, 'decoders', ('semantic',))
+  there = config.model.get('decoders', ('semantic',))
   wanted = there if config.task == 'scene' else (config.task,)
   for name in wanted:
     if name not in OF_DECODER:

@@ -46,6 +46,8 @@ class Task(abc.ABC):
   photometric: float = 0.0  # strength of the change of colour in training
   bits: int = 8  # of a picture's values
   max_depth: float = 0.0  # metres; what is farther counts as unknown; 0: nothing is
+  crf: str = 'none'  # behind the logits in prediction, one of `mean_field.FILTERS`
+  threshold: float = 0.5  # of two classes' probabilities, in prediction
 
   maps: ClassVar[dict]  # [N, H, W] that are predicted, and their dtypes in a batch
   watched: ClassVar[str]  # the measure that chooses the best checkpoint
@@ -96,11 +98,10 @@ class Task(abc.ABC):
 
   def predict(self, variables: dict, batch: dict) -> dict:
     """What `read` makes of the model's outputs, at the pictures' full size."""
-    images = self._normalise(_unit(batch['image']))
-    size = images.shape[1:3]
-    scaled = tuple(max(1, round(n * self.image_scale)) for n in size)
-    outputs = self.model.apply(variables, resize_bilinear(images, scaled), train=False)
-    return self.read(outputs, size)
+    images = _unit(batch['image'])
+    scaled = tuple(max(1, round(n * self.image_scale)) for n in images.shape[1:3])
+    inputs = resize_bilinear(self._normalise(images), scaled)
+    return self.read(self.model.apply(variables, inputs, train=False), images)
 
   def _normalise(self, images):
     shape = (1, 1, 1, -1)
@@ -120,8 +121,8 @@ class Task(abc.ABC):
     """The scalar to minimise, given what the model said of the batch, and logs with `weight`."""
 
   @abc.abstractmethod
-  def read(self, outputs: dict, size: tuple[int, int]) -> dict:
-    """Predictions at `size`, each of `maps` among them."""
+  def read(self, outputs: dict, images: jax.Array) -> dict:
+    """Predictions at the size of `images` in [0, 1], each of `maps` among them."""
 
   @abc.abstractmethod
   def empty(self) -> dict:

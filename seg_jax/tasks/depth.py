@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -35,9 +36,9 @@ class DepthTask(Task):
     """`truth`, 0 where it is farther than `max_depth`."""
     return truth * (truth <= self.max_depth).astype(truth.dtype) if self.max_depth else truth
 
-  def read(self, outputs: dict, size: tuple[int, int]) -> dict:
-    """`depth` float32 [N, *size]."""
-    return {'depth': resize_bilinear(outputs['depth'][..., None], size)[..., 0]}
+  def read(self, outputs: dict, images: jax.Array) -> dict:
+    """`depth` float32 [N, H, W]."""
+    return {'depth': resize_bilinear(outputs['depth'][..., None], images.shape[1:3])[..., 0]}
 
   def empty(self) -> dict:
     """The measures of no picture yet."""

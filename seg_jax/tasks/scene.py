@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
@@ -59,9 +60,9 @@ class SceneTask(Task):
         total += self.loss_config.weights[name] * loss
     return total, logs | {'weight': weight}
 
-  def read(self, outputs: dict, size: tuple[int, int]) -> dict:
+  def read(self, outputs: dict, images: jax.Array) -> dict:
     """The predictions of all parts."""
-    read = [part.read(outputs, size) for part in self.parts.values()]
+    read = [part.read(outputs, images) for part in self.parts.values()]
     return {name: array for predictions in read for name, array in predictions.items()}
 
   def empty(self) -> dict:

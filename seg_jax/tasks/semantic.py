@@ -5,13 +5,15 @@ import math
 from pathlib import Path
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
 from seg_jax import losses, pictures
 from seg_jax.metrics import semantic as metrics
-from seg_jax.ops import devices
+from seg_jax.ops import dense_crf, devices
+from seg_jax.ops.decision import decide
 from seg_jax.ops.resizing import resize_bilinear
 from seg_jax.tasks.base import Maps, Task
 
@@ -37,10 +39,12 @@ class SemanticTask(Task):
   def _combined(self, logits, batch):
     return losses.combine(logits, batch['label'], self.loss_config, self.class_weights)
 
-  def read(self, outputs: dict, size: tuple[int, int]) -> dict:
-    """`logits` float32 [N, *size, num_classes] and `label` int32 [N, *size]."""
-    logits = resize_bilinear(outputs['logits'], size)
-    return {'logits': logits, 'label': jnp.argmax(logits, -1).astype(jnp.int32)}
+  def read(self, outputs: dict, images: jax.Array) -> dict:
+    """`logits` float32 [N, H, W, num_classes] and `label` int32 [N, H, W]."""
+    logits = resize_bilinear(outputs['logits'], images.shape[1:3])
+    if self.crf != 'none':
+      logits = dense_crf.refine(logits, 255 * images, self.crf)
+    return {'logits': logits, 'label': decide(logits, self.threshold)}
 
   def empty(self) -> dict:
     """The measures of no picture yet."""

@@ -8,12 +8,11 @@ from configs import crf_rnn, deeplab_v3, unet
 from seg_jax import settings
 from seg_jax.errors import UserError
 from seg_jax.models import build_model
-from seg_jax.models.crf_rnn import CRFRNN, FILTERS
+from seg_jax.models.crf_rnn import CRFRNN
 from seg_jax.ops import mean_field
 from seg_jax.weights.load import flat
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
-FORMS = {'exact': mean_field.exact, 'lattice': mean_field.lattice, 'window': mean_field.window}
 
 
 class Pixelwise(nn.Module):
@@ -42,7 +41,7 @@ def of_images(config, size=(32, 32)):
 
 
 class CRFRNNTest(parameterized.TestCase):
-  @parameterized.product(filter=FILTERS, train=(False, True))
+  @parameterized.product(filter=list(mean_field.FILTERS), train=(False, True))
   def test_untrained_it_is_the_dense_crf_of_the_pictures_own_colours(self, filter, train):
     """Ten iterations, five in training, with the Potts model and the weights 10 and 3."""
     picture = pictures(2, 9, 11)
@@ -54,7 +53,7 @@ class CRFRNNTest(parameterized.TestCase):
       unaries = Pixelwise().apply({'params': {'score': variables['params']['score']}}, images)
       # The lattice's approximation depends on where in it a picture lies.
       colours = picture - 255 * np.array(MEAN) if filter == 'lattice' else picture
-      kernels = mean_field.kernels(jnp.float32(colours), 5.0, 60.0, 3.0, FORMS[filter])
+      kernels = mean_field.kernels(jnp.float32(colours), 5.0, 60.0, 3.0, mean_field.FILTERS[filter])
       logits = mean_field.mean_field(
         unaries['logits'], kernels, (10.0, 3.0), mean_field.potts(3), 5 if train else 10
       )
@@ -86,7 +85,7 @@ class CRFRNNTest(parameterized.TestCase):
     x = jnp.zeros((1, 8, 8, 3))
     trees = [
       jax.eval_shape(CRFRNN(3, Pixelwise(), STD, filter=name).init, jax.random.key(0), x)
-      for name in FILTERS
+      for name in mean_field.FILTERS
     ]
     self.assertEqual(trees[0], trees[1])
     self.assertEqual(trees[0], trees[2])

@@ -12,7 +12,9 @@ from absl.testing import absltest, parameterized
 from configs import unet
 from seg_jax import losses
 from seg_jax.data.datasets.base import DatasetInfo, voc_colormap
+from seg_jax.errors import UserError
 from seg_jax.metrics import semantic as metrics
+from seg_jax.ops import dense_crf
 from seg_jax.tasks import build_task
 from seg_jax.training.evaluation import Evaluator
 from seg_jax.training.mesh import make_mesh
@@ -153,6 +155,51 @@ class SemanticTaskTest(parameterized.TestCase):
     # Away from the edge, where a scaled picture mixes the two sides.
     np.testing.assert_array_equal(predictions['label'][:, :, :14], 0)
     np.testing.assert_array_equal(predictions['label'][:, :, 20:], 3)
+
+  @parameterized.parameters('none', 'window', 'exact')
+  def test_a_crf_behind_the_model_is_that_of_the_pictures_own_colours(self, crf):
+    config = unet.get_config()
+    config.inference.crf = crf
+    task = dataclasses.replace(build_task(config, INFO), model=RedIsTheClass(), mean=(0.0,) * 3)
+    image = np.random.default_rng(0).integers(0, CLASSES, (2, 8, 9, 3), np.uint8)
+    image[..., 1] = 200 * (np.arange(9) > 4)
+    task = dataclasses.replace(task, std=(1.0,) * 3)
+    predictions = task.predict({'params': {}}, {'image': jnp.asarray(image)})
+    logits = RedIsTheClass().apply({}, jnp.asarray(image, jnp.float32) / 255)['logits']
+    if crf != 'none':
+      logits = dense_crf.refine(logits, jnp.asarray(image, jnp.float32), crf)
+    np.testing.assert_allclose(predictions['logits'], logits, atol=1e-3)
+    np.testing.assert_array_equal(predictions['label'], jnp.argmax(predictions['logits'], -1))
+
+  def test_two_classes_are_told_apart_at_the_threshold(self):
+    config = unet.get_config()
+    config.inference.threshold = 0.9
+    info = DatasetInfo('memory', ('a', 'b'), voc_colormap(2))
+
+    class Half(nn.Module):
+      def __call__(self, images, train=False):
+        return {'logits': jnp.concatenate([0 * images[..., :1], images[..., 1:2]], -1)}
+
+    task = dataclasses.replace(
+      build_task(config, info), model=Half(), mean=(0.0,) * 3, std=(0.1,) * 3
+    )
+    image = np.zeros((1, 1, 256, 3), np.uint8)
+    image[..., 1] = np.arange(256)
+    share = 1 / (1 + np.exp(-np.arange(256) / 25.5))
+    label = task.predict({'params': {}}, {'image': jnp.asarray(image)})['label']
+    np.testing.assert_array_equal(label[0, 0], share > 0.9)
+
+  @parameterized.parameters(('sigmoid', True), ('inference.threshold', 0.3))
+  def test_what_is_of_two_classes_is_refused_for_others(self, key, value):
+    config = unet.get_config()
+    config.update_from_flattened_dict({key: value})
+    for classes in (2, 3):
+      info = DatasetInfo('memory', tuple('abc'[:classes]), voc_colormap(classes))
+      if classes == 2:
+        build_task(config, info)
+        continue
+      with self.assertRaisesRegex(UserError, f'{key} is {value}; .* memory has 3 classes'):
+        build_task(config, info)
 
   def test_16_bits_of_any_number_of_bands_are_the_same_as_8(self):
     """65535 = 257 * 255, so a value of 8 bits times 257 is the same part of the whole range."""
