@@ -16,7 +16,7 @@ from seg_jax.errors import UserError
 MODES = {
   'train': 'trains, going on from the last checkpoint, then evaluates the best one',
   'eval': 'evaluates a checkpoint on the splits of config.eval.splits',
-  'predict': 'labels the pictures named after the flags: files, folders or globs',
+  'predict': 'labels the pictures and videos named after the flags: files, folders or globs',
   'inspect': 'shows a dataset before anyone trains on it',
   'prepare': 'makes a few large files of a dataset, in --workdir',
   'export': 'writes a checkpoint for other programs, as --format into --output',
@@ -46,7 +46,7 @@ def run(
   The imports wait until a mode needs them, so that a mistyped flag is told at once.
   """
   if inputs and mode != 'predict':
-    raise UserError(f'{inputs[0]!r} is not expected; only --mode=predict takes pictures')
+    raise UserError(f'{inputs[0]!r} is not expected; only --mode=predict takes files')
   if output and mode != 'export':
     raise UserError(f'--output={output} is not expected; only --mode=export takes it')
   settings.check(config)

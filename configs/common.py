@@ -104,6 +104,14 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   config.inference = inference = ml_collections.ConfigDict()
   inference.crf = 'none'  # none | exact | lattice | window: a dense CRF behind the model, untrained
   inference.threshold = 0.5  # of two classes, a pixel is the second if its probability is above it
+  # The rest is of predict alone: pictures put together by what the model sees.
+  inference.background = ''  # behind what is in front: a picture's file, a colour, or blur
+  inference.blur = 0.02  # deviation of that blur, as a share of the picture's diagonal
+  inference.foreground = ''  # classes in front, with commas between; '': all but 'background'
+  inference.repaint = ''  # classes that get another colour or texture, in the same light
+  inference.paint = ''  # a colour such as '#204060', or the file of a texture, laid in tiles
+  inference.feather = -1.0  # pixels: the edges of labels, softened; -1: probabilities as they are
+  inference.smoothing = 0.0  # of a video: weight of the frames before in each frame's probabilities
 
   if dataset == 'shapes':
     data.batch_size = 8

@@ -40,15 +40,21 @@ CHECKS = (
   (
     'number above 0',
     lambda v: 0 < v < math.inf,
-    'model.theta_alpha model.theta_beta model.theta_gamma',
+    'model.theta_alpha model.theta_beta model.theta_gamma inference.blur',
   ),
   ('whole number from 0 to 2**32 - 1', lambda v: type(v) is int and 0 <= v < 2**32, 'seed'),
   (
     'number from 0 to below 1',
     lambda v: 0 <= v < 1,
-    'data.photometric loss.label_smoothing optimizer.ema_decay optimizer.momentum model.dropout ',
+    'data.photometric loss.label_smoothing optimizer.ema_decay optimizer.momentum model.dropout '
+    'inference.smoothing',
   ),
   ('number between 0 and 1', lambda v: 0 < v < 1, 'inference.threshold'),
+  (
+    'number of pixels, or -1 for edges as soft as the probabilities',
+    lambda v: 0 <= v < math.inf or v == -1,
+    'inference.feather',
+  ),
   (
     'pair of whole numbers above 0, (rows, columns)',
     lambda v: len(v) == 2 and all(type(n) is int and n > 0 for n in v),
@@ -137,6 +143,13 @@ FREE = (
   'eval.num_pictures',
   'inference.crf',
   'inference.threshold',
+  'inference.background',
+  'inference.blur',
+  'inference.foreground',
+  'inference.repaint',
+  'inference.paint',
+  'inference.feather',
+  'inference.smoothing',
 )
 CRFS = ('none', 'exact', 'lattice', 'window')
 
@@ -188,6 +201,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_inference(inference: ml_collections.ConfigDict) -> None:
   if inference.crf not in CRFS:
     raise UserError(f'inference.crf is {inference.crf!r}{nearest(inference.crf, CRFS)}')
+  for key, other in (('paint', 'repaint'), ('repaint', 'paint'), ('foreground', 'background')):
+    if inference[key] and not inference[other]:
+      raise UserError(f'inference.{key} is {inference[key]!r}; expected inference.{other} with it')
 
 
 def for_training(config: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:

@@ -92,6 +92,12 @@ class SettingsTest(parameterized.TestCase):
     ('data.extras', ('instance',), "tuple of 'instances' and 'depth'"),
     ('inference.crf', 'latice', "inference.crf is 'latice'; did you mean 'lattice'"),
     ('inference.threshold', 1.0, 'number between 0 and 1'),
+    ('inference.smoothing', 1.0, 'from 0 to below 1'),
+    ('inference.feather', -0.5, 'number of pixels, or -1'),
+    ('inference.blur', 0.0, 'number above 0'),
+    ('inference.paint', 'red', "paint is 'red'; expected inference.repaint with it"),
+    ('inference.repaint', 'shirt', "repaint is 'shirt'; expected inference.paint with it"),
+    ('inference.foreground', 'cat', "foreground is 'cat'; expected inference.background with it"),
   )
   def test_a_value_that_no_run_can_work_with(self, key, value, message):
     config = unet.get_config()
