@@ -17,12 +17,10 @@ import json
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
 from configs import fcn32s
 from experiments import study
-from seg_jax import pictures
 from seg_jax.errors import UserError
 from seg_jax.training import evaluation
 from seg_jax.training.mesh import make_mesh
@@ -30,7 +28,6 @@ from seg_jax.training.mesh import make_mesh
 STEPS = 800  # of each net, both stages together
 FIRST_STAGE = 0.6  # of the steps
 STRIDES = {'heatmap': 32, '32s': 32, '16s': 16, '8s': 8}
-SHOWN = 4  # pictures of test, spread over it
 EXPLAINED = """
 Scores of test, one seed. Strides are in pixels of the halved pictures. The heatmap is the same net
 as 32s, each score filling its cell instead of being interpolated. Training is both stages of a net,
@@ -58,23 +55,6 @@ def judged(config, workdir: Path, out: Path) -> dict:
     step, variables, task, source = study.load(config, workdir, 'test')
     evaluation.Evaluator(task, source, config, 'test', make_mesh())(step, variables, out)
   return json.loads(path.read_text())
-
-
-def side_by_side(nets: dict[str, tuple], num_images: int, path: Path) -> None:
-  """Pictures of test, their labels, and what each net (config, workdir) makes of them."""
-  indices = np.linspace(0, num_images - 1, SHOWN, dtype=int).tolist()
-  panels = {}
-  for head, (config, workdir) in nets.items():
-    panels[head], info = study.predicted(config, workdir, 'test', indices)
-  rows = []
-  for shown in zip(*panels.values(), strict=True):
-    image, truth, _ = shown[0]
-    labels = [truth, *(label for *_, label in shown)]
-    rows.append([image, *(pictures.colourise(label, info.palette) for label in labels)])
-  captions = [f'test, number {index}' for index in indices]
-  legend = (info.class_names, info.palette)
-  headings = ('picture', 'truth', *panels)
-  pictures.write_png(path, pictures.contact_sheet(rows, captions, legend, headings))
 
 
 def chart(rows: dict) -> Figure:
@@ -144,7 +124,7 @@ def main(name):
       for head, row in rows.items()
     },
   }
-  side_by_side(nets, scores['num_images'], runs / 'side_by_side.png')
+  study.side_by_side(nets, 'test', runs / 'side_by_side.png')
   study.write(name, result, page(result), chart(result['nets']))
 
 

@@ -220,6 +220,27 @@ def grid(figure: Figure | SubFigure, panels: dict[str, Panels], info: DatasetInf
     place.set_title(title, fontsize=9)
 
 
+def side_by_side(nets: dict[str, tuple], split: str, path: Path, shown: int = 4) -> None:
+  """Pictures spread over a split, their labels, and what each net (config, workdir) makes of them.
+
+  For pictures that may not be passed on: as a file of `--runs`.
+  """
+  config, _ = next(iter(nets.values()))
+  source = open_dataset(config.data, split, config.seed)
+  indices = np.linspace(0, len(source) - 1, shown, dtype=int).tolist()
+  panels = {net: predicted(*run, split, indices)[0] for net, run in nets.items()}
+  palette = source.info.palette
+  rows = []
+  for line in zip(*panels.values(), strict=True):
+    image, truth, _ = line[0]
+    labels = [truth, *(label for *_, label in line)]
+    rows.append([image, *(pictures.colourise(label, palette) for label in labels)])
+  captions = [f'{split}, number {index}' for index in indices]
+  headings = ('picture', 'truth', *panels)
+  sheet = pictures.contact_sheet(rows, captions, (source.info.class_names, palette), headings)
+  pictures.write_png(path, sheet)
+
+
 def write(name: str, result: dict, page: str, figure: Figure, out: Path | None = None) -> None:
   """`NAME.json`, `NAME.png` and the page that shows it, `README.md`, into --out, or `out`."""
   out = Path(OUT.value or out or f'experiments/results/{name}')

@@ -35,6 +35,7 @@ SMALL = (
 OF_SYSTEM = {
   'unet': ('--config.model.width=2', '--config.model.depth=1', '--config.data.image_scale=0.25'),
   'fcn_resnet': ('--config.model.backbone_width=0.0625',),
+  'several_decoders': ('--config.model.width=2', '--config.model.depth=1'),
 }
 NOT_RUN = ('./run.sh', './run.sh test', 'python -c', 'python -m', 'gcloud', 'srun')  # or begin so
 
@@ -81,6 +82,8 @@ class ReadmeTest(absltest.TestCase):
     for left in (
       'runs/unet-camvid/eval/val.json',
       'runs/unet-folder/predict/overlays/photo.png',
+      'runs/unet-folder/predict/composites/photo.png',
+      'runs/several_decoders-shapes/predict/depth/photo.png',
       'runs/unet-tfds/eval/val.png',
       'runs/unet-voc2012/inspect',
       'runs/fcn_resnet-shapes/export',

@@ -8,10 +8,13 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from jax import lax
+from PIL import Image
 
 from experiments import (
+  crf,
   dense_prediction,
   fcn_strides,
   several_decoders,
@@ -118,6 +121,64 @@ class StudiesTest(absltest.TestCase):
       self.assertRaisesRegex(UserError, '--camvid is missing'),
     ):
       fcn_strides.main('fcn_strides')
+
+  def test_the_nets_of_crf_differ_in_the_crf_alone(self):
+    with mock.patch.object(study, 'CAMVID', mock.Mock(value='CamVid')):
+      plain = crf.config(100, Path('first'))
+    joint = crf.with_crf(plain)
+    system = joint.model.system.to_dict() | {'pretrained': joint.model.pretrained}
+    self.assertEqual(system, plain.model.to_dict())
+    for config in (plain, joint):
+      del config.model, config.name, config.optimizer.groups
+    self.assertEqual(joint.to_dict(), plain.to_dict())
+
+  @pytest.mark.slow
+  def test_crf_from_camvid_to_its_page(self):
+    """Small nets and pictures; the untrained CRFs and the trained one change the scores."""
+    self.enterContext(jax.numpy_dtype_promotion('standard'))  # optax's schedules need it
+    folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    camvid, rng = folder / 'CamVid', np.random.default_rng(0)
+    for split in ('train', 'test'):
+      for kind, top in ((split, 256), (f'{split}annot', 12)):
+        (camvid / kind).mkdir(parents=True)
+        for i in range(4):
+          shape = (40, 56, 3) if kind == split else (40, 56)
+          picture = Image.fromarray(rng.integers(0, top, shape, np.uint8))
+          picture.save(camvid / kind / f'{i}.png')
+    config = crf.config
+
+    def smaller(*arguments):
+      small = config(*arguments)
+      small.data.update({'crop_size': (32, 32), 'batch_size': 2})
+      small.model.update({'width': 2, 'fc_features': 4})
+      small.optimizer.warmup_steps = 0
+      small.train.log_every = 1
+      return small
+
+    values = {'CAMVID': camvid, 'RUNS': folder / 'runs', 'OUT': folder / 'out', 'STEPS': 5}
+    for flag, value in values.items():
+      given = value if flag == 'STEPS' else str(value)
+      self.enterContext(mock.patch.object(study, flag, mock.Mock(value=given)))
+    self.enterContext(mock.patch.object(crf, 'config', smaller))
+    self.enterContext(mock.patch.multiple(crf, SIZES=((6, 8), (9, 12)), MOST_FOR_EXACT=50))
+    with contextlib.redirect_stdout(io.StringIO()):
+      crf.main('crf')
+      page = (folder / 'out' / 'README.md').read_text()
+      with mock.patch.object(loop, 'train') as train:
+        crf.main('crf')  # again, from what is kept
+        train.assert_not_called()
+    result = json.loads((folder / 'out' / 'crf.json').read_text())
+    judged = (folder / 'runs').glob('*/eval/test.json')
+    entropies = {path.parts[-3]: json.loads(path.read_text())['cross_entropy'] for path in judged}
+    self.assertEqual({*entropies}, {'first', 'fcn8s', 'behind', 'behind_half', 'crf_rnn'})
+    self.assertLen({*entropies.values()}, 5)
+    self.assertEqual((result['first_stage'], result['num_images']), (4, 4))
+    self.assertEqual(list(result['times']['6 x 8']), ['exact', 'lattice', 'window'])
+    self.assertEqual(list(result['times']['9 x 12']), ['lattice', 'window'])
+    for name in (*result['nets'], *result['times']):
+      self.assertIn(f'| {name} |', page)
+    self.assertTrue((folder / 'out' / 'crf.png').exists())
+    self.assertTrue((folder / 'runs' / 'side_by_side.png').exists())
 
   def test_dense_prediction_takes_the_busiest_middles(self):
     class Source:
