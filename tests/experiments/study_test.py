@@ -66,6 +66,11 @@ class MultiplyAddsTest(absltest.TestCase):
 
 
 class StudiesTest(absltest.TestCase):
+  def given(self, folder, **flags):
+    """A study's flags; what it writes stays in `folder`."""
+    for name, value in {'RUNS': folder / 'runs', 'OUT': folder / 'out', **flags}.items():
+      self.enterContext(mock.patch.object(study, name, mock.Mock(value=value)))
+
   def test_the_three_nets_of_what_or_where_cost_the_same(self):
     configs = what_or_where.nets(700)
     target = what_or_where.multiply_adds(configs['with skips'])
@@ -106,6 +111,42 @@ class StudiesTest(absltest.TestCase):
     self.assertEqual(several_decoders.scores_of(labels), labels | nothing)
     self.assertEqual(several_decoders.scores_of(depth), dict.fromkeys(labels) | depth)
     self.assertEqual(several_decoders.scores_of(labels | {'depth': depth}), labels | depth)
+
+  @pytest.mark.slow
+  def test_several_decoders_from_scenes_to_its_page(self):
+    self.enterContext(jax.numpy_dtype_promotion('standard'))  # optax's schedules need it
+    folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    config = several_decoders.config
+
+    def smaller(*arguments):
+      small = config(*arguments)
+      small.data.update({'shapes_size': (16, 16), 'crop_size': (16, 16), 'batch_size': 4})
+      small.model.update({'width': 2, 'depth': 1})
+      small.optimizer.warmup_steps = 0
+      small.train.log_every = 1
+      return small
+
+    self.given(folder, STEPS=2)
+    self.enterContext(
+      mock.patch.multiple(
+        several_decoders, ENCODER=mock.Mock(value='unet'), config=smaller, ROUNDS=1
+      )
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+      several_decoders.main('several_decoders')
+    result = json.loads((folder / 'out' / 'several_decoders.json').read_text())
+    known = {
+      net: {key for key in ('miou', 'abs_rel') if row[key] is not None}
+      for net, row in result['nets'].items()
+    }
+    both = {'miou', 'abs_rel'}
+    self.assertEqual([*known.values()], [{'miou'}, {'abs_rel'}, both, both])
+    costs = {asked: row['multiply_adds'] for asked, row in result['asked'].items()}
+    self.assertGreater(costs['both'], max(costs['labels'], costs['depth']))
+    page = (folder / 'out' / 'README.md').read_text()
+    for name in (*result['nets'], *result['asked']):
+      self.assertIn(f'| {name} |', page)
+    self.assertTrue((folder / 'out' / 'several_decoders.png').exists())
 
   def test_what_no_output_needs_costs_nothing(self):
     def function(x, kernel):
@@ -155,10 +196,7 @@ class StudiesTest(absltest.TestCase):
       small.train.log_every = 1
       return small
 
-    values = {'CAMVID': camvid, 'RUNS': folder / 'runs', 'OUT': folder / 'out', 'STEPS': 5}
-    for flag, value in values.items():
-      given = value if flag == 'STEPS' else str(value)
-      self.enterContext(mock.patch.object(study, flag, mock.Mock(value=given)))
+    self.given(folder, CAMVID=str(camvid), STEPS=5)
     self.enterContext(mock.patch.object(crf, 'config', smaller))
     self.enterContext(mock.patch.multiple(crf, SIZES=((6, 8), (9, 12)), MOST_FOR_EXACT=50))
     with contextlib.redirect_stdout(io.StringIO()):
