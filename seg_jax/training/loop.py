@@ -40,51 +40,22 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
     UserError: something that the config names is wrong.
     RunError: a loss or a gradient is not finite, or nothing can be saved.
   """
-  batch_size = config.data.batch_size
+  num_steps, per_call = config.train.num_steps, config.train.steps_per_call
   mesh = mesh_of(config, training=True)
   source = open_dataset(config.data, config.train.split, config.seed)
   judged = evaluation.open_splits(config)
   split, watched = next(iter(judged.items()))
   task = build_task(config, source.info, _class_weights(config, source))
-  num_steps = config.train.num_steps
   schedule = make_schedule(config.optimizer, num_steps)
   optimizer = make_optimizer(config.optimizer, schedule)
-  ema_decay = config.optimizer.ema_decay
-  example = task.example(batch_size, config.data.crop_size)
   init_key, key = jax.random.split(jax.random.key(config.seed))
-  init = functools.partial(init_state, task, optimizer, ema_decay, shapes=example)
-  shardings = state_shardings(jax.eval_shape(init, init_key), mesh, config.optimizer.sharded)
-  state = jax.jit(init, out_shardings=shardings)(init_key)
-  print(summary.parameters(state.params))
-
+  state, shardings = _fresh_state(config, task, optimizer, mesh, init_key)
   saved = checkpoints.Checkpoints(workdir, config.train.keep_last)
   facts = checkpoints.origin(config, source)
-  if start := saved.find('last') or 0:
-    state = saved.restore(start, state, facts)
-    print(f'going on from step {start} of {num_steps} in {workdir}')
-  elif config.model.pretrained:
-    best_of = functools.partial(checkpoints.best_of, sharding=state.step.sharding)
-    state = pretrained(state, config, source.info.class_names, best_of)
-  if start % (per_call := config.train.steps_per_call):
-    raise UserError(
-      f'train.steps_per_call is {per_call}, but {workdir} goes on from step {start}; expected a '
-      'divisor of it'
-    )
-  if start > num_steps:
-    raise UserError(f'train.num_steps is {num_steps}, but {workdir} holds step {start} already')
-  one_step = make_step(
-    task,
-    optimizer,
-    schedule,
-    accumulation=config.train.accumulation,
-    ema_decay=ema_decay,
-    recompute=config.train.recompute,
-  )
-  steps = over_devices(in_calls(one_step, per_call), shardings, mesh, config.parallel)
+  start, state = _started(config, workdir, saved, facts, state, source)
   profiler = None
   if start < num_steps:
-    shapes = steps_like(example, per_call, mesh, config.parallel)
-    steps = summary.compile_step(steps, state, shapes, key)
+    steps = _compiled_steps(config, task, optimizer, schedule, mesh, shardings, state, key)
     if config.profile and jax.process_index() == 0:
       steps = profiler = Profiler(steps, workdir)
   evaluator = evaluation.Evaluator(task, watched, config, split, mesh)
@@ -99,7 +70,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
     workdir,
     start_step=start,
     num_steps=num_steps,
-    batch_size=batch_size,
+    batch_size=config.data.batch_size,
     log_every=config.train.log_every,
   )
   try:
@@ -136,6 +107,53 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
   else:
     evaluation.evaluate(config, workdir, judged)
   return stop.asked
+
+
+def _fresh_state(config, task, optimizer, mesh, key):
+  """The state of step 0 on the devices of `mesh`, and how it is laid out there."""
+  example = task.example(config.data.batch_size, config.data.crop_size)
+  init = functools.partial(init_state, task, optimizer, config.optimizer.ema_decay, shapes=example)
+  shardings = state_shardings(jax.eval_shape(init, key), mesh, config.optimizer.sharded)
+  state = jax.jit(init, out_shardings=shardings)(key)
+  print(summary.parameters(state.params))
+  return state, shardings
+
+
+def _started(config, workdir, saved, facts, state, source):
+  """The step that the run goes on from, and its state: a checkpoint's, or given weights'."""
+  num_steps, per_call = config.train.num_steps, config.train.steps_per_call
+  start = saved.find('last') or 0
+  if start > num_steps:
+    raise UserError(f'train.num_steps is {num_steps}, but {workdir} holds step {start} already')
+  if start % per_call:
+    raise UserError(
+      f'train.steps_per_call is {per_call}, but {workdir} goes on from step {start}; expected a '
+      'divisor of it'
+    )
+  if start:
+    state = saved.restore(start, state, facts)
+    print(f'going on from step {start} of {num_steps} in {workdir}')
+  elif config.model.pretrained:
+    best_of = functools.partial(checkpoints.best_of, sharding=state.step.sharding)
+    state = pretrained(state, config, source.info.class_names, best_of)
+  return start, state
+
+
+def _compiled_steps(config, task, optimizer, schedule, mesh, shardings, state, key):
+  """The steps of one call as a program of the devices."""
+  one_step = make_step(
+    task,
+    optimizer,
+    schedule,
+    accumulation=config.train.accumulation,
+    ema_decay=config.optimizer.ema_decay,
+    recompute=config.train.recompute,
+  )
+  per_call = config.train.steps_per_call
+  steps = over_devices(in_calls(one_step, per_call), shardings, mesh, config.parallel)
+  example = task.example(config.data.batch_size, config.data.crop_size)
+  shapes = steps_like(example, per_call, mesh, config.parallel)
+  return summary.compile_step(steps, state, shapes, key)
 
 
 def _class_weights(config, source):
