@@ -7,13 +7,11 @@ it takes to see 404 pixels, as FCN's VGG16 does, 202 of them, a picture of 360 x
 multiply-adds, 16 times VGG16's (`receptive_field`, `multiply_adds`).
 """
 
-import functools
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from seg_jax.models.layers import Conv
+from seg_jax.models.layers import Conv, conv_before_norm
 from seg_jax.models.norms import make_norm
 
 
@@ -32,13 +30,8 @@ class ConvOnly(nn.Module):
     self, images: Float[Array, 'N H W C'], train: bool = False
   ) -> dict[str, Float[Array, 'N H W num_classes']]:
     """`{'logits': [N, H, W, num_classes]}`, float32."""
-    conv = functools.partial(
-      Conv,
-      self.width,
-      (self.kernel_size, self.kernel_size),
-      use_bias=self.norm == 'none',
-      kernel_init=nn.initializers.he_normal(),
-      dtype=self.dtype,
+    conv = conv_before_norm(
+      self.norm, self.dtype, features=self.width, kernel_size=(self.kernel_size, self.kernel_size)
     )
     norm = make_norm(self.norm, train, self.dtype)
     x = images.astype(self.dtype)

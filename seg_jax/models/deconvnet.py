@@ -11,15 +11,13 @@ The paper's training in two stages (first on crops with one object in the middle
 proposals) and its ensemble with an FCN are not built: it is trained here on whole pictures.
 """
 
-import functools
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seg_jax import errors
 from seg_jax.models.backbones import vgg
-from seg_jax.models.layers import Conv
+from seg_jax.models.layers import Conv, conv_before_norm
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
 from seg_jax.ops.pooling import max_pool_with_argmax
@@ -49,12 +47,7 @@ class DeconvNet(nn.Module):
 
     UserError: training with batch norm on a batch that leaves it a single value at fc6.
     """
-    conv = functools.partial(
-      Conv,
-      use_bias=self.norm == 'none',
-      kernel_init=nn.initializers.he_normal(),
-      dtype=self.dtype,
-    )
+    conv = conv_before_norm(self.norm, self.dtype)
     norm = make_norm(self.norm, train, self.dtype)
 
     height, width = images.shape[1:3]

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from seg_jax import errors
 from seg_jax.models.backbones import alexnet, vgg
-from seg_jax.models.layers import Conv
+from seg_jax.models.layers import Conv, conv_before_norm
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
 from seg_jax.ops.pooling import max_pool
@@ -93,12 +93,7 @@ class FCN(nn.Module):
 
     H and W are multiples of 32.
     """
-    conv = functools.partial(
-      Conv,
-      use_bias=self.norm == 'none',
-      kernel_init=nn.initializers.he_normal(),
-      dtype=self.dtype,
-    )
+    conv = conv_before_norm(self.norm, self.dtype)
     norm = make_norm(self.norm, train, self.dtype)
     x, pools = images.astype(self.dtype), {}
     if self.backbone == 'alexnet':

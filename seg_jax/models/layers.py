@@ -12,6 +12,20 @@ from seg_jax.ops.convolution import convolve
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 
 
+def conv_before_norm(norm: str, dtype: jnp.dtype, **options) -> Callable[..., nn.Module]:
+  """A constructor of `Conv`, with its `options`, for a norm of that kind and a ReLU behind.
+
+  Kernels begin as He et al. 2015 draw them; there is a bias where there is no norm.
+  """
+  return functools.partial(
+    Conv,
+    use_bias=norm == 'none',
+    kernel_init=nn.initializers.he_normal(),
+    dtype=dtype,
+    **options,
+  )
+
+
 def make_conv(dtype: jnp.dtype, padding: str = 'symmetric') -> Callable[..., nn.Module]:
   """A constructor `conv(features, size, stride=1, rate=1, groups=1, bias=False, name=...)`.
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from seg_jax import errors
 from seg_jax.models.backbones import vgg
-from seg_jax.models.layers import Conv
+from seg_jax.models.layers import Conv, conv_before_norm
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
 from seg_jax.models.unet import UpConv
@@ -107,12 +107,7 @@ def _layers(model: SegNet | SegNetBasic, train: bool) -> tuple[Callable, Callabl
   if model.upsampling not in UPSAMPLINGS:
     hint = errors.nearest(model.upsampling, UPSAMPLINGS)
     raise errors.UserError(f'model.upsampling is {model.upsampling!r}{hint}')
-  conv = functools.partial(
-    Conv,
-    use_bias=model.norm == 'none',
-    kernel_init=nn.initializers.he_normal(),
-    dtype=model.dtype,
-  )
+  conv = conv_before_norm(model.norm, model.dtype)
   norm = make_norm(model.norm, train, model.dtype)
   return conv, norm, functools.partial(_upsample, model.upsampling)
 

@@ -11,7 +11,6 @@ Under `jax.jit` what nobody reads is not computed: whoever asks for one decoder'
 the encoder and for that decoder alone.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from jaxtyping import Array, Float
 
 from seg_jax import errors
 from seg_jax.models.backbones import BACKBONES, backbone_of
-from seg_jax.models.layers import Conv
+from seg_jax.models.layers import conv_before_norm
 from seg_jax.models.norms import make_norm
 from seg_jax.models.padding import pad_behind
 from seg_jax.models.unet import contracting_path, double_conv
@@ -70,12 +69,7 @@ class SeveralDecoders(nn.Module):
       UserError: an unknown decoder or backbone, or one that cannot have the other fields.
     """
     self._check()
-    conv = functools.partial(
-      Conv,
-      use_bias=self.norm == 'none',
-      kernel_init=nn.initializers.he_normal(),
-      dtype=self.dtype,
-    )
+    conv = conv_before_norm(self.norm, self.dtype)
     norm = make_norm(self.norm, train, self.dtype)
     height, width = images.shape[1:3]
     features, size = self._encode(images, train, conv, norm)

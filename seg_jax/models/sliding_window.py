@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from seg_jax import errors
-from seg_jax.models.layers import Conv
+from seg_jax.models.layers import Conv, conv_before_norm
 from seg_jax.models.norms import make_norm
 from seg_jax.ops.atrous import atrous_plan, shift_and_stitch
 from seg_jax.ops.pooling import max_pool
@@ -137,13 +137,7 @@ class SlidingWindow(nn.Module):
     At `stride` it is the patch classifier as it is, [N, 1, 1, num_classes] for a single window;
     below, strides are taken away, and later kernels and pooling windows dilated.
     """
-    conv = functools.partial(
-      Conv,
-      padding='VALID',
-      use_bias=self.norm == 'none',
-      kernel_init=nn.initializers.he_normal(),
-      dtype=self.dtype,
-    )
+    conv = conv_before_norm(self.norm, self.dtype, padding='VALID')
     norm = make_norm(self.norm, train, self.dtype)
     ones = [1] * self.convolutions
     plan = iter(atrous_plan([*ones, 2] * self.depth + ones, output_stride))

@@ -6,7 +6,6 @@ up-convolutions, and at each level a skip that hands the contracting path's feat
 its borders is mirrored (figure 2, the overlap-tile strategy); with same padding the size stays.
 """
 
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from seg_jax import errors
-from seg_jax.models.layers import Conv
+from seg_jax.models.layers import Conv, conv_before_norm
 from seg_jax.models.norms import make_norm
 from seg_jax.ops.pooling import max_pool
 from seg_jax.ops.resizing import resize_bilinear, transposed_conv
@@ -66,13 +65,7 @@ class UNet(nn.Module):
   @nn.compact
   def tile(self, images: Float[Array, 'N H W C'], train: bool) -> Float[Array, 'N h w num_classes']:
     """The network proper: with valid convolutions the output is smaller, 572 -> 388 at depth 4."""
-    conv = functools.partial(
-      Conv,
-      padding=self.padding.upper(),
-      use_bias=self.norm == 'none',
-      kernel_init=nn.initializers.he_normal(),
-      dtype=self.dtype,
-    )
+    conv = conv_before_norm(self.norm, self.dtype, padding=self.padding.upper())
     norm = make_norm(self.norm, train, self.dtype)
     *skips, x = contracting_path(images.astype(self.dtype), self.width, self.depth, conv, norm)
     x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -1,9 +1,9 @@
 """One number a channel, from all pixels and for all pixels: each is the other's gradient.
 
-Norms, biases and depthwise kernels sum over all pixels of a batch, forwards or backwards. On a CPU,
-XLA's sum of what it has yet to compute goes value by value, up to ten times as long as reading the
-map takes; here rows are added up by a matrix product there. Forward-mode derivatives are given up
-for it.
+Norms and depthwise kernels sum over all pixels of a batch, forwards or backwards. On a CPU, XLA's
+sum of what it has yet to compute goes value by value, up to ten times as long as reading the map
+takes; here rows are added up by a matrix product there. Forward-mode derivatives are given up for
+it.
 """
 
 import functools

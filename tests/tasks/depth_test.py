@@ -16,6 +16,7 @@ from seg_jax.tasks import build_task
 from seg_jax.training.evaluation import Evaluator
 from seg_jax.training.mesh import make_mesh
 from tests.metrics.depth_test import by_numpy
+from tests.tasks.memory import Memory
 
 INFO = DatasetInfo('memory', tuple('abc'), voc_colormap(3))
 
@@ -28,7 +29,7 @@ class RedIsTheDepth(nn.Module):
     return {'depth': jnp.round(images[..., 0] * 255.0) / 10}
 
 
-class Memory:
+class Depths(Memory):
   """Records of odd and different sizes, of which a fifth of the pixels has no known depth."""
 
   info = INFO
@@ -43,15 +44,6 @@ class Memory:
       depth[rng.random(size) < 0.2] = 0
       label = np.zeros(size, np.uint8)
       self._records.append({'image': image, 'label': label, 'depth': depth})
-
-  def __len__(self):
-    return len(self._records)
-
-  def __getitem__(self, index):
-    return self._records[index]
-
-  def size(self, index):
-    return self._records[index]['label'].shape
 
   def scored(self, max_depth=np.inf):
     """By the formulas, over all pixels of all records."""
@@ -76,7 +68,7 @@ class DepthTaskTest(parameterized.TestCase):
   @parameterized.parameters((4, 1, 0.0), (4, 8, 0.0), (64, 32, 9.0))
   def test_every_picture_counts_once_at_its_native_size(self, batch_size, multiple, max_depth):
     """Five pictures, so with batches of four the last one holds a single picture."""
-    source = Memory([(9, 7)] * 5 + [(13, 9), (8, 16), (1, 3)])
+    source = Depths([(9, 7)] * 5 + [(13, 9), (8, 16), (1, 3)])
     config = several_decoders.get_config()
     config.eval.update({'batch_size': batch_size, 'size_multiple': multiple})
     evaluator = Evaluator(known_task(max_depth=max_depth), source, config, 'val', make_mesh())
@@ -90,7 +82,7 @@ class DepthTaskTest(parameterized.TestCase):
 
   @parameterized.parameters(*depth_losses.LOSSES)
   def test_the_loss_is_that_of_the_known_depths(self, name):
-    record = Memory([(9, 7)])[0]
+    record = Depths([(9, 7)])[0]
     batch = jax.tree.map(lambda x: jnp.asarray(x)[None], record)
     depth = np.float32(record['image'][None, ..., 0] / 10)
     for max_depth in (0.0, 9.0):

@@ -18,6 +18,7 @@ from seg_jax.ops import dense_crf
 from seg_jax.tasks import build_task
 from seg_jax.training.evaluation import Evaluator
 from seg_jax.training.mesh import make_mesh
+from tests.tasks.memory import Memory
 
 CLASSES = 7
 INFO = DatasetInfo('memory', tuple('abcdefg'), voc_colormap(CLASSES))
@@ -32,7 +33,7 @@ class RedIsTheClass(nn.Module):
     return {'logits': -jnp.abs(red - jnp.arange(CLASSES, dtype=jnp.float32).reshape(1, 1, 1, -1))}
 
 
-class Memory:
+class Labels(Memory):
   """Records of odd and different sizes: the red channel is a wrong guess on some pixels."""
 
   info = INFO
@@ -47,15 +48,6 @@ class Memory:
       label[rng.random(size) < 0.1] = 255
       image = np.stack([guess, guess * 0, guess * 0], -1).astype(np.uint8)
       self._records.append({'image': image, 'label': label.astype(np.uint8)})
-
-  def __len__(self):
-    return len(self._records)
-
-  def __getitem__(self, index):
-    return self._records[index]
-
-  def size(self, index):
-    return self._records[index]['label'].shape
 
   def counted(self):
     """The confusion matrix and the top five, one pixel at a time, and the outlines by class."""
@@ -93,7 +85,7 @@ class SemanticTaskTest(parameterized.TestCase):
   @parameterized.parameters((4, 1), (4, 8), (1, 1), (64, 32))
   def test_every_picture_counts_once_at_its_native_size(self, batch_size, size_multiple):
     """Five pictures, so with batches of four the last one holds a single picture."""
-    source = Memory([(9, 7)] * 5 + [(13, 9), (8, 16), (1, 3)])
+    source = Labels([(9, 7)] * 5 + [(13, 9), (8, 16), (1, 3)])
     config = unet.get_config()
     config.eval.update({'batch_size': batch_size, 'size_multiple': size_multiple})
     evaluator = Evaluator(known_task(), source, config, 'val', make_mesh())
@@ -120,7 +112,7 @@ class SemanticTaskTest(parameterized.TestCase):
         outputs = super().__call__(images)
         return outputs | {'aux_logits': (0.5 * outputs['logits'], 0.0 * outputs['logits'])}
 
-    batch = jax.tree.map(lambda x: jnp.asarray(x)[None], Memory([(9, 7)])[0])
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[None], Labels([(9, 7)])[0])
     batch['label'] = batch['label'].astype(jnp.int32)
     key, task = jax.random.key(0), known_task()
     weight = task.loss_config.auxiliary
@@ -136,7 +128,7 @@ class SemanticTaskTest(parameterized.TestCase):
     self.assertAlmostEqual(float(total), float(plain + weight * sum(further)), places=5)
 
   def test_nothing_labelled_gives_no_scores(self):
-    source = Memory([(5, 5), (5, 5)])
+    source = Labels([(5, 5), (5, 5)])
     for record in source._records:
       record['label'][:] = 255
     evaluator = Evaluator(known_task(), source, unet.get_config(), 'val', make_mesh())
