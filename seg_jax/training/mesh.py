@@ -19,6 +19,9 @@ from seg_jax import errors
 from seg_jax.ops.devices import AXIS
 
 _WITH_ROWS = ('image', 'label', 'depth')  # [N, H, W, ...] of a batch
+# Rows of a crop for each device along `space`: where a backbone's coarsest map, of stride 32, has
+# fewer rows than devices and the batch is split too, XLA gets some convolutions of it wrong.
+_LEAST_ROWS = 32
 
 
 def make_mesh(data: int = -1, space: int = 1) -> Mesh:
@@ -59,6 +62,12 @@ def mesh_of(config: ml_collections.ConfigDict, *, training: bool = False) -> Mes
   for key, size, divisor, what in multiples:
     if size % divisor:
       raise errors.UserError(f'{key} is {size}; expected a multiple of {divisor} ({what})')
+  rows = config.data.crop_size[0]
+  if training and min(data, space) > 1 and rows < _LEAST_ROWS * space:
+    raise errors.UserError(
+      f'data.crop_size[0] is {rows}; expected at least {_LEAST_ROWS * space}, {_LEAST_ROWS} for '
+      'each of mesh.space'
+    )
   if config.parallel == 'pmap' and (space > 1 or jax.process_count() > 1):
     raise errors.UserError(
       f"parallel is 'pmap', with mesh.space {space} in {jax.process_count()} processes; expected 1 "

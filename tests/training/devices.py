@@ -35,7 +35,7 @@ SMALL = {  # by the name of their config
 
 
 def case(system: str, **overrides) -> dict:
-  """Ten steps of a small system on scenes of 32 x 32; `overrides` of its config, `__` for a dot."""
+  """Ten steps of a small system on scenes of 64 x 32; `overrides` of its config, `__` for a dot."""
   return {'system': system} | {key.replace('__', '.'): value for key, value in overrides.items()}
 
 
@@ -43,7 +43,7 @@ def config_of(case: dict):
   case = dict(case)
   system = case.pop('system')
   config = importlib.import_module(f'configs.{system}').get_config()
-  config.data.update({'shapes_size': (32, 32), 'crop_size': (32, 32), 'batch_size': 8})
+  config.data.update({'shapes_size': (64, 32), 'crop_size': (64, 32), 'batch_size': 8})
   config.data.photometric = 0.3
   config.model.update(SMALL[system])
   # Small steps of SGD: larger ones, and Adam's, make as much of a rounding error as of a gradient,

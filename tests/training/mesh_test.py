@@ -50,7 +50,7 @@ class MeshTest(parameterized.TestCase):
           np.testing.assert_allclose(*losses, rtol=TOLERANCE)
           self.assertEqual(outcome['confusion'], one['confusion'])
           space = given.get('mesh.space', 1)
-          self.assertEqual(outcome['share'], [1, 8 * space // count, 32 // space, 32, 3])
+          self.assertEqual(outcome['share'], [1, 8 * space // count, 64 // space, 32, 3])
           self.assertEqual(outcome['split'] > 0, 'optimizer.sharded' in given)
 
   def test_four_devices_do_what_one_does(self):
@@ -137,6 +137,10 @@ class MeshTest(parameterized.TestCase):
       'data.crop_size.0. is 30; expected a multiple of 4 ': {
         'data__crop_size': (30, 32),
         'mesh__space': 4,
+      },
+      'data.crop_size.0. is 32; expected at least 64, 32 for ': {
+        'data__crop_size': (32, 32),
+        'mesh__space': 2,
       },
       'eval.size_multiple is 1; expected a multiple of 2 ': {
         'eval__size_multiple': 1,
