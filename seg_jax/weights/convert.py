@@ -1,6 +1,7 @@
 """Arrays of PyTorch's layers in our shapes and by our paths, and back.
 
-A convolution's [D, C, rows, columns] is [rows, columns, C, D] here, a matrix [D, C] is [C, D].
+A convolution's [D, C, rows, columns] is [rows, columns, C, D] here, a transposed one's [C, D, rows,
+columns] too, a matrix [D, C] is [C, D].
 Where a convolution covers the whole map here, a matrix over that map, flattened channel by channel,
 [D, C * rows * columns], is that convolution. A bias before a batch norm that has none here is taken
 from the norm's running mean: `x + bias - mean`.
@@ -43,7 +44,11 @@ def from_torch(
     paths = [path.format(ours) for path in _OURS.get(leaf, ()) if ours]
     path = next((path for path in paths if path in shapes), None)
     if path:
-      converted[path] = _kernel(array, shapes[path]) if path.endswith('/kernel') else array
+      if path.endswith('/kernel'):
+        if names.translate(table.names, ours).endswith(' transposed'):
+          array = array.swapaxes(0, 1)
+        array = _kernel(array, shapes[path])
+      converted[path] = array
       if leaf == 'running_var':
         converted[path] = array + np.float32(table.extra_variance)
     elif leaf == 'bias' and ours and (mean := f'batch_stats/{_norm_of(ours)}/mean') in shapes:
@@ -72,6 +77,8 @@ def to_torch(
     name, _, more = theirs.partition(' ')
     if leaf == 'kernel':
       array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+      if more == 'transposed':
+        array = array.swapaxes(0, 1)
       if more == 'matrix':
         array = array.reshape(len(array), -1)
       if more == 'pixel':

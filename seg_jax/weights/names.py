@@ -4,7 +4,8 @@ A line goes from our layer to theirs, and the first one that matches counts, in 
 `{}` stands for a number that is the same on both sides, `{-1}` for one less, and `*` for anything,
 in what nobody else has. Behind a layer's name may stand what theirs has and ours has not: `matrix`,
 a fully connected layer where ours is a convolution over the whole map, `pixel`, a 1x1 convolution
-where ours is fully connected, or `bias`, one before a batch norm, which takes it away again.
+where ours is fully connected, `bias`, one before a batch norm, which takes it away again, or
+`transposed`, a transposed convolution's kernel, which has its inputs first.
 """
 
 import functools
@@ -196,6 +197,40 @@ DEEPLAB_V3 = AUXILIARY | {
   'head/score': 'classifier.4',
 }
 
+# torchvision's Mask R-CNN, and what its layers were called when the first's weights were saved.
+
+PYRAMID = {
+  'fpn/inner{}_conv': 'backbone.fpn.inner_blocks.{}.0',
+  'fpn/inner{}_norm': 'backbone.fpn.inner_blocks.{}.1',
+  'fpn/layer{}_conv': 'backbone.fpn.layer_blocks.{}.0',
+  'fpn/layer{}_norm': 'backbone.fpn.layer_blocks.{}.1',
+}
+MASK_RCNN = PYRAMID | {
+  'proposal_conv0': 'rpn.head.conv.0.0',
+  'proposal_conv1': 'rpn.head.conv.1.0',
+  'proposal_scores': 'rpn.head.cls_logits',
+  'proposal_deltas': 'rpn.head.bbox_pred',
+  'box_head/fc6': 'roi_heads.box_head.fc6 matrix',
+  'box_head/fc7': 'roi_heads.box_head.fc7',
+  'box_head/scores': 'roi_heads.box_predictor.cls_score',
+  'box_head/deltas': 'roi_heads.box_predictor.bbox_pred',
+  'mask_head/conv{}': 'roi_heads.mask_head.{}.0',
+  'mask_head/norm{}': 'roi_heads.mask_head.{}.1',
+  'mask_head/upconv': 'roi_heads.mask_predictor.conv5_mask transposed',
+  'mask_head/scores': 'roi_heads.mask_predictor.mask_fcn_logits',
+}
+MASK_RCNN_V2 = MASK_RCNN | {
+  'box_head/conv{}': 'roi_heads.box_head.{}.0',
+  'box_head/norm{}': 'roi_heads.box_head.{}.1',
+  'box_head/fc6': 'roi_heads.box_head.5 matrix',
+}
+MASK_RCNN_SAVED = MASK_RCNN | {
+  'fpn/inner{}_conv': 'backbone.fpn.inner_blocks.{}',
+  'fpn/layer{}_conv': 'backbone.fpn.layer_blocks.{}',
+  'proposal_conv0': 'rpn.head.conv',
+  'mask_head/conv{}': 'roi_heads.mask_head.mask_fcn{+1}',
+}
+
 
 class Table(NamedTuple):
   """How somebody names the layers of a net."""
@@ -238,7 +273,18 @@ BACKBONES = {  # by the beginning of a backbone's name
   'xception65': (Table('timm', XCEPTION65, {'fc': 'head.fc'}),),
   'hrnet_w': (Table('timm', HRNET, HRNET_HEAD),),
 }
-SYSTEMS = {'fcn_resnet': FCN_RESNET, 'deeplab_v3': DEEPLAB_V3}  # on ResNets
+_ON_RESNET = Table('torchvision', under(RESNET, 'backbone/', 'backbone.'), {})
+_UNDER_PYRAMID = _ON_RESNET._replace(backbone=under(RESNET, 'backbone/', 'backbone.body.'))
+SYSTEMS = {  # on ResNets
+  'fcn_resnet': (_ON_RESNET._replace(head=FCN_RESNET),),
+  'deeplab_v3': (_ON_RESNET._replace(head=DEEPLAB_V3),),
+  'mask_rcnn': (
+    _UNDER_PYRAMID._replace(head=MASK_RCNN),
+    _UNDER_PYRAMID._replace(head=MASK_RCNN_V2),
+    # The norms of the weights that are published have no epsilon.
+    _UNDER_PYRAMID._replace(head=MASK_RCNN_SAVED, extra_variance=-1e-5),
+  ),
+}
 VGG16_ITSELF = ('fcn', 'deconvnet', 'segnet')  # VGG16's layers lie among theirs
 WITH_HEAD = ('classifier', 'fcn', 'deconvnet')  # these have layers of the classifier's head, too
 
@@ -253,7 +299,9 @@ def tables(model: Mapping) -> list[Table]:
   name, found = model['name'], []
   backbone = model.get('backbone', getattr(MODELS.get(name), 'backbone', ''))
   if name in SYSTEMS and backbone.startswith('resnet'):
-    found.append(Table('torchvision', under(RESNET, 'backbone/', 'backbone.'), SYSTEMS[name]))
+    found.extend(SYSTEMS[name])
+    if model.get('box_convs'):  # as the second Mask R-CNN
+      found.sort(key=lambda table: table.head is not MASK_RCNN_V2)
   if name in VGG16_ITSELF:
     backbone = 'vgg16' if backbone in ('', 'vgg16') else ''
   if model.get('preactivation'):
@@ -274,7 +322,7 @@ def whole(model: Mapping) -> Table:
     UserError: it is none.
   """
   known = tables(model)
-  if not known or known[0].head is not SYSTEMS.get(model['name']):
+  if not known or known[0] not in SYSTEMS.get(model['name'], ()):
     raise errors.UserError(
       f'model.name is {model["name"]!r}, which torchvision has not; expected one of '
       f'{", ".join(SYSTEMS)}, on a ResNet'
