@@ -85,12 +85,12 @@ def chart(result: dict) -> Figure:
   left.set_xlabel('output stride of the evaluation')
   left.set_ylabel('mIoU, %')
   left.legend(frameon=False)
-  for name, row in result['costs'].items():
-    right.scatter(row['ms'], row['mib'], s=60)
-    right.annotate(name, (row['ms'], row['mib']), (6, 4), textcoords='offset points', fontsize=8)
+  costs = result['costs']
+  bars = right.barh(list(costs), [row['ms'] for row in costs.values()], color='tab:gray')
+  right.bar_label(bars, [f'{row["mib"]:.1f} MiB' for row in costs.values()], padding=3, fontsize=8)
+  right.invert_yaxis()
   right.set_xlabel('forward pass, ms')
-  right.set_ylabel('memory, MiB')
-  right.margins(0.25)
+  right.margins(x=0.15)
   for axes in (left, right):
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
