@@ -15,7 +15,8 @@ authors' ImageNet weights were trained with; torchvision's have its own:
 `--config.model.padding=symmetric '--config.data.mean=(0.485,0.456,0.406)'
 '--config.data.std=(0.229,0.224,0.225)'`. A backbone that has learned already may learn slower than
 the head, `"--config.optimizer.groups=(('^backbone/',0.1,1.0),)"`, or with frozen batch norm,
-`--config.model.frozen_backbone_norm=True`.
+`--config.model.frozen_backbone_norm=True`. On CamVid, a smaller one reaches an mIoU of 0.59 on test
+in 45 minutes on two CPU cores, from ImageNet's weights (`experiments/pretraining.py`).
 """
 
 from configs import common, deeplab_v3
