@@ -58,6 +58,7 @@ def chart(rows: list[dict]) -> Figure:
   axes.loglog(splits, [row['mib'] for row in rows], marker='o', base=2)
   axes.loglog(splits, [rows[0]['mib'] / n for n in splits], ls=':', color='grey', base=2)
   axes.set_xticks(splits, map(str, splits))
+  axes.set_yticks([row['mib'] for row in rows], [f'{row["mib"]:,.0f}' for row in rows])
   axes.set_xlabel('devices along mesh.space; dotted: an equal part each')
   axes.set_ylabel('MiB on a device')
   axes.spines[['top', 'right']].set_visible(False)
