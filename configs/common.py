@@ -15,7 +15,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   """
   config = ml_collections.ConfigDict()
   config.name = ''  # the system; the config file sets it
-  config.task = 'semantic'  # semantic | depth | scene, all decoders that the model has
+  config.task = 'semantic'  # semantic | depth | scene, all a model's decoders | instance | panoptic
   config.seed = 0  # of parameters, shuffling, augmentation and dropout
   config.sigmoid = False  # two classes by one logit and a sigmoid; else by two logits and a softmax
   config.dtype = 'float32'  # of the computation; parameters, losses and metrics stay float32
@@ -64,7 +64,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   loss.focal_gamma = 2.0
   loss.hard_pixel_fraction = 1.0  # cross entropy over this share of the pixels, the worst ones
   loss.depth = 'berhu'  # l1 | berhu | scale_invariant, of a depth decoder
-  loss.weights = ml_collections.ConfigDict()  # of the losses of a scene's decoders, unless learned
+  loss.weights = ml_collections.ConfigDict()  # of a scene's decoders, unless learned; in panoptic
   loss.weights.semantic = 1.0
   loss.weights.depth = 1.0
 
@@ -104,6 +104,10 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   config.inference = inference = ml_collections.ConfigDict()
   inference.crf = 'none'  # none | exact | lattice | window: a dense CRF behind the model, untrained
   inference.threshold = 0.5  # of two classes, a pixel is the second if its probability is above it
+  inference.min_score = 0.5  # of objects: those with less are neither drawn nor written
+  inference.min_stuff_area = (
+    4096  # pixels of a kind of stuff: with fewer they are void, in panoptic
+  )
   # The rest is of predict alone: pictures put together by what the model sees.
   inference.background = ''  # behind what is in front: a picture's file, a colour, or blur
   inference.blur = 0.02  # deviation of that blur, as a share of the picture's diagonal

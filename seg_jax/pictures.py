@@ -83,6 +83,47 @@ def draw_instances(image: np.ndarray, instances: np.ndarray, alpha: float = 0.6)
   return picture
 
 
+def draw_segments(
+  segments: np.ndarray, colours: np.ndarray, image: np.ndarray | None = None
+) -> np.ndarray:
+  """Segments [H, W], numbers from 1, in `colours` uint8 [K, 3], outlined in white.
+
+  They lie half over the image, if there is one; 0, where there is none, is left, or else striped.
+  """
+  known = segments > 0
+  if image is None:
+    picture = _stripes(*segments.shape, width=2 + max(segments.shape) // 150)
+    picture[known] = colours[segments[known] - 1]
+  else:
+    picture = image.copy()
+    picture[known] = picture[known] // 2 + colours[segments[known] - 1] // 2
+  picture[_boundary(segments.astype(np.float32)) & known] = 255
+  return picture
+
+
+def draw_boxes(
+  image: np.ndarray, boxes: np.ndarray, captions: Sequence[str], colours: np.ndarray
+) -> np.ndarray:
+  """The image with frames and a line of text on each, the first ones on top.
+
+  `boxes` are y0, x0, y1, x1 in pixels, float [K, 4], and `colours` uint8 [K, 3].
+  """
+  picture = Image.fromarray(image)
+  draw = ImageDraw.Draw(picture)
+  rows, columns = image.shape[:2]
+  font = _font(max(10, min(rows, columns) // 32))
+  line, width = sum(font.getmetrics()), 1 + min(rows, columns) // 400
+  for box, caption, colour in reversed([*zip(boxes, captions, colours, strict=True)]):
+    top, left, bottom, right = np.rint(box).astype(int).tolist()
+    colour, dark = tuple(colour.tolist()), colour @ (0.3, 0.6, 0.1) < 140
+    draw.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), None, colour, width)
+    across = math.ceil(font.getlength(caption)) + 4
+    x, y = max(0, min(left, columns - across)), top - line if top >= line else top
+    draw.rectangle((x, y, x + across - 1, y + line - 1), colour)
+    draw.text((x + 2, y), caption, 'white' if dark else 'black', font)
+  return np.asarray(picture)
+
+
 def colour_depth(depth: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
   """Depth float [H, W] in metres from red, near, to blue, far, by its logarithm; 0 is striped.
 

@@ -24,7 +24,9 @@ CHECKS = (
     'data.batch_size data.channels data.num_threads data.max_instances model.width model.depth '
     'model.fc_features model.fc_size model.layers model.kernel_size model.scales model.instances '
     'model.hidden model.convolutions model.features model.low_features model.radius '
-    'model.train_iterations model.iterations '
+    'model.train_iterations model.iterations model.box_features model.mask_convs '
+    'model.semantic_width '
+    'model.anchor_samples model.box_samples model.candidates model.detections '
     'train.num_steps train.steps_per_call train.accumulation train.log_every train.eval_every '
     'train.checkpoint_every train.keep_last eval.batch_size eval.size_multiple eval.num_pictures',
   ),
@@ -35,6 +37,7 @@ CHECKS = (
     'data.max_depth loss.weights.semantic loss.weights.depth '
     'loss.focal_gamma loss.auxiliary optimizer.learning_rate optimizer.weight_decay '
     'model.appearance model.smoothness '
+    'inference.min_stuff_area '
     'optimizer.clip_norm optimizer.poly_power optimizer.step_factor optimizer.warmup_steps',
   ),
   (
@@ -47,9 +50,13 @@ CHECKS = (
     'number from 0 to below 1',
     lambda v: 0 <= v < 1,
     'data.photometric loss.label_smoothing optimizer.ema_decay optimizer.momentum model.dropout '
-    'inference.smoothing',
+    'inference.smoothing inference.min_score model.score_threshold',
   ),
-  ('number between 0 and 1', lambda v: 0 < v < 1, 'inference.threshold'),
+  (
+    'number between 0 and 1',
+    lambda v: 0 < v < 1,
+    'inference.threshold model.proposal_overlap model.overlap',
+  ),
   (
     'number of pixels, or -1 for edges as soft as the probabilities',
     lambda v: 0 <= v < math.inf or v == -1,
@@ -59,6 +66,21 @@ CHECKS = (
     'pair of whole numbers above 0, (rows, columns)',
     lambda v: len(v) == 2 and all(type(n) is int and n > 0 for n in v),
     'data.crop_size data.shapes_size',
+  ),
+  (
+    'tuple of 5 numbers above 0, one for each stride from 4 to 64',
+    lambda v: isinstance(v, tuple) and len(v) == 5 and all(0 < n < math.inf for n in v),
+    'model.anchor_scales',
+  ),
+  (
+    'tuple of numbers above 0, height over width',
+    lambda v: isinstance(v, tuple) and v and all(0 < n < math.inf for n in v),
+    'model.anchor_aspects',
+  ),
+  (
+    'pair of whole numbers above 0, in training and after it',
+    lambda v: len(v) == 2 and all(type(n) is int and n > 0 for n in v),
+    'model.proposals',
   ),
   (
     'pair (low, high) with 0 < low <= high',
@@ -143,6 +165,8 @@ FREE = (
   'eval.num_pictures',
   'inference.crf',
   'inference.threshold',
+  'inference.min_score',
+  'inference.min_stuff_area',
   'inference.background',
   'inference.blur',
   'inference.foreground',
@@ -152,6 +176,11 @@ FREE = (
   'inference.smoothing',
 )
 CRFS = ('none', 'exact', 'lattice', 'window')
+NEEDED = {
+  'depth': 'depth',
+  'instance': 'instances',
+  'panoptic': 'instances',
+}  # of data.extras, by a decoder
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -177,10 +206,12 @@ def check(config: ml_collections.ConfigDict) -> None:
   if config.parallel not in ('jit', 'pmap'):
     raise UserError(f"parallel is {config.parallel!r}; expected 'jit' or 'pmap'")
   decoders = config.model.get('decoders', ()) if config.task == 'scene' else (config.task,)
-  if 'depth' in decoders and 'depth' not in config.data.extras:
-    raise UserError(
-      f"data.extras is {config.data.extras!r}; expected 'depth' in it, as task is {config.task!r}"
-    )
+  for decoder, extra in NEEDED.items():
+    if decoder in decoders and extra not in config.data.extras:
+      raise UserError(
+        f'data.extras is {config.data.extras!r}; expected {extra!r} in it, as task is '
+        f'{config.task!r}'
+      )
   channels, photometric = config.data.channels, config.data.photometric
   for key in ('mean', 'std'):
     if len(value := config.data[key]) != channels:

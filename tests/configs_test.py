@@ -31,6 +31,7 @@ DEEP = (
   'refinenet',
   'several_decoders',
 )
+OF_OBJECTS = ('mask_rcnn', 'panoptic_fpn')
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -51,7 +52,8 @@ class ConfigsTest(parameterized.TestCase):
         self.assertContainsSubset(splits, info.num_images)
 
   @parameterized.product(
-    name=[name for name in CONFIGS if name not in DEEP], dataset=('camvid', 'voc2012')
+    name=[name for name in CONFIGS if name not in (*DEEP, *OF_OBJECTS)],
+    dataset=('camvid', 'voc2012'),
   )
   def test_each_builds_and_steps_at_its_full_size(self, name, dataset):
     self.check_step(name, dataset)
@@ -60,6 +62,11 @@ class ConfigsTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_the_deep_ones_build_and_step_too(self, name, dataset):
     self.check_step(name, dataset)
+
+  @parameterized.parameters(*OF_OBJECTS)
+  @pytest.mark.slow
+  def test_those_of_objects_build_and_step_too(self, name):
+    self.check_step(name, 'coco')
 
   def check_step(self, name, dataset):
     """Traced, with its own dtype, loss and optimizer; nothing is computed."""

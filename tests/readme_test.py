@@ -32,9 +32,12 @@ SMALL = (
   '--config.eval.batch_size=2',
   '--config.eval.splits=val',
 )
+SMALLER_OBJECTS = ('--config.model.backbone_width=0.0625', '--config.model.width=8')
 OF_SYSTEM = {
   'unet': ('--config.model.width=2', '--config.model.depth=1', '--config.data.image_scale=0.25'),
   'fcn_resnet': ('--config.model.backbone_width=0.0625',),
+  'mask_rcnn': SMALLER_OBJECTS,
+  'panoptic_fpn': SMALLER_OBJECTS,
   'several_decoders': ('--config.model.width=2', '--config.model.depth=1'),
 }
 NOT_RUN = ('./run.sh', './run.sh test', 'python -c', 'python -m', 'gcloud', 'srun')  # or begin so

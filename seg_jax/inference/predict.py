@@ -19,6 +19,7 @@ from seg_jax.errors import UserError
 from seg_jax.inference import composite, video
 from seg_jax.ops.decision import decide
 from seg_jax.tasks import build_task
+from seg_jax.tasks.base import cut
 from seg_jax.training import checkpoints
 from seg_jax.training.mesh import make_mesh
 from seg_jax.training.summary import enough_memory
@@ -28,8 +29,9 @@ def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[s
   """Writes what the task's `save` makes of each picture below `predict/`.
 
   Of labels that is `labels/NAME.png`, classes with a palette, and `overlays/NAME.png`; of depth
-  `depth/NAME.png`, 16 bits of millimetres, and `depth_colours/NAME.png`. Where `config.inference`
-  asks for a composite, `composites/NAME.png` too. Of a video, `composites/NAME.mp4`, or else
+  `depth/NAME.png`, 16 bits of millimetres, and `depth_colours/NAME.png`; of objects and of segments
+  what `InstanceTask.save` and `PanopticTask.save` say. Where `config.inference` asks for a
+  composite, `composites/NAME.png` too. Of a video, `composites/NAME.mp4`, or else
   `overlays/NAME.mp4`.
 
   Args:
@@ -40,7 +42,8 @@ def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[s
   """
   outputs = dict(_outputs(find_pictures(inputs)))
   step, variables, info = checkpoints.load_variables(config, workdir, make_mesh())
-  labeller = Labeller(config, build_task(config, info), variables)
+  task = build_task(config, info)
+  labeller = Labeller(config, task, variables)
   directory, faults = workdir / 'predict', []
   for path, name in tqdm(outputs.items(), 'predict', unit='file', dynamic_ncols=True):
     label = (
@@ -51,6 +54,7 @@ def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[s
         label(path, directory, name)
     except UserError as fault:
       faults.append(str(fault))
+  task.finish(directory)
   print(f'{len(outputs) - len(faults)} files, predicted by step {step}: {directory}')
   if faults:
     raise UserError(f'{len(faults)} of {len(outputs)} files cannot be used; {faults[0]}')
@@ -112,8 +116,9 @@ class Labeller:
       smoothed: whether it is a frame of a video, and `before` what the last one returned.
 
     Returns:
-      Each of the task's maps [H, W], the alpha float32 [H, W] of each step of `composite.steps`,
-      and the probabilities [1, h, w, C], on the device, if they are to be smoothed.
+      Each of the task's maps [H, W] and its tables, the alpha float32 [H, W] of each step of
+      `composite.steps`, and the probabilities [1, h, w, C], on the device, if they are to be
+      smoothed.
     """
     height, width = image.shape[:2]
     multiple = self._config.eval.size_multiple  # so that few sizes are compiled
@@ -123,7 +128,9 @@ class Labeller:
       shape = (*padded.shape[:3], self._info.num_classes)
       before = jnp.zeros(shape) if before is None or before.shape != shape else before
     *seen, probabilities = self._look(padded, before)
-    maps, alphas = jax.tree.map(lambda x: x[:height, :width], jax.device_get(seen))
+    maps, alphas = jax.device_get(seen)
+    maps = {name: cut(name, array, (height, width)) for name, array in maps.items()}
+    alphas = [alpha[:height, :width] for alpha in alphas]
     if (feather := self._config.inference.feather) >= 0:
       masks = [np.isin(maps['label'], step.classes) for step in self._steps]
       alphas = [composite.soften(mask, feather) for mask in masks]
@@ -142,7 +149,7 @@ def _look(task, options, groups, variables, image, before):
   `before` None: nothing is smoothed; all 0: there is no frame before.
   """
   predictions = task.predict(variables, {'image': image})
-  maps = {name: predictions[name][0] for name in task.maps}
+  maps = {name: predictions[name][0] for name in (*task.maps, *task.tables)}
   if 'label' not in maps:
     return maps, [], None
   probabilities = jax.nn.softmax(predictions['logits'])

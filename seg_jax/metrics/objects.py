@@ -50,6 +50,22 @@ def result(
   return measures | {'per_class': per_class}
 
 
+def table(result: Mapping, kinds: Sequence[str]) -> str:
+  """The AP of every class and their mean, in percent, for the terminal."""
+
+  def cell(value):
+    return f'{"-":>10}' if value is None else f'{100 * value:>10.2f}'
+
+  columns = [f'{kind}_{name}' for kind in kinds for name in ('ap', 'ap50')]
+  width = max(5, *map(len, result['per_class']))
+  rule = '-' * (width + 10 * len(columns))
+  lines = [' ' * width + ''.join(f'{column.replace("_", " "):>10}' for column in columns), rule]
+  for name, row in result['per_class'].items():
+    lines.append(f'{name:<{width}}' + ''.join(cell(row[column]) for column in columns))
+  lines += [rule, f'{"mean":<{width}}' + ''.join(cell(result[column]) for column in columns)]
+  return '\n'.join([*lines, f'{result["num_images"]} images'])
+
+
 def _known(value):
   return None if value < 0 else float(value)  # -1: there is nothing to be found
 

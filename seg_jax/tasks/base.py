@@ -23,7 +23,8 @@ from seg_jax.ops import devices
 from seg_jax.ops.colour import photometric
 from seg_jax.ops.resizing import resize_bilinear
 
-Maps = Mapping[str, np.ndarray]  # [h, w] each, of one picture
+Maps = Mapping[str, np.ndarray]  # of one picture: [h, w] each, or a table
+_ROWS = {'image': 0, 'label': 0, 'depth': 0, 'instances': 0, 'masks': 1}  # the axis of a picture's
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,16 +46,25 @@ class Task(abc.ABC):
   image_scale: float = 1.0
   photometric: float = 0.0  # strength of the change of colour in training
   bits: int = 8  # of a picture's values
+  max_instances: int = 100  # objects of a picture in a batch
+  min_score: float = 0.5  # of an object that is drawn and written
+  min_stuff_area: int = 0  # pixels of a kind of stuff; fewer are void
   max_depth: float = 0.0  # metres; what is farther counts as unknown; 0: nothing is
   crf: str = 'none'  # behind the logits in prediction, one of `mean_field.FILTERS`
   threshold: float = 0.5  # of two classes' probabilities, in prediction
 
   maps: ClassVar[dict]  # [N, H, W] that are predicted, and their dtypes in a batch
+  tables: ClassVar[Sequence[str]] = ()  # [N, ...] that are predicted and shown besides
   watched: ClassVar[str]  # the measure that chooses the best checkpoint
   smaller_is_better: ClassVar[bool] = False  # of `watched`
   headings: ClassVar[Sequence[str]] = ('picture', 'truth', 'prediction')  # of `render`'s panels
   # Of the loss, when the decoder's uncertainty is learned: a Gaussian's exponent has a half.
   likelihood_factor: ClassVar[float] = 1.0
+
+  @property
+  def truth(self) -> tuple[str, ...]:
+    """What of a batch is shown beside a prediction."""
+    return tuple(self.maps)
 
   @property
   def batch_keys(self) -> tuple[str, ...]:
@@ -81,6 +91,7 @@ class Task(abc.ABC):
     batch can be joined to the mean over the whole.
     """
     colour_key, key = jax.random.split(key)
+    key = devices.key_of_share(key)
     images = _unit(batch['image'])
     if train:
       images = photometric(colour_key, images, self.photometric, largest=1.0)
@@ -90,7 +101,8 @@ class Task(abc.ABC):
       variables,
       images,
       train=train,
-      rngs={'dropout': devices.key_of_share(key)},
+      rngs={'dropout': key, 'sampling': jax.random.fold_in(key, 1)},
+      **self.given(batch),
       mutable=list(state) if train else [],
     )
     total, logs = self.loss_of(outputs, batch)
@@ -99,9 +111,18 @@ class Task(abc.ABC):
   def predict(self, variables: dict, batch: dict) -> dict:
     """What `read` makes of the model's outputs, at the pictures' full size."""
     images = _unit(batch['image'])
-    scaled = tuple(max(1, round(n * self.image_scale)) for n in images.shape[1:3])
-    inputs = resize_bilinear(self._normalise(images), scaled)
+    inputs = resize_bilinear(self._normalise(images), self.scaled(images.shape[1:3]))
     return self.read(self.model.apply(variables, inputs, train=False), images)
+
+  def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
+    """The rows and columns that the model works at, for pictures of `size`."""
+    rows, columns = (max(1, round(n * self.image_scale)) for n in size)
+    return rows, columns
+
+  def given(self, batch: dict) -> dict:
+    """What the model is told of a batch in training, besides the pictures."""
+    del batch
+    return {}
 
   def _normalise(self, images):
     shape = (1, 1, 1, -1)
@@ -160,6 +181,17 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def save(self, folder: Path, name: str, image: np.ndarray, prediction: Maps) -> None:
     """Writes what `--mode=predict` leaves of a picture: files `name` in folders of `folder`."""
+
+  def finish(self, folder: Path) -> None:
+    """Writes what `--mode=predict` leaves of all pictures together: nothing, for most."""
+    del folder
+
+
+def cut(name: str, array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """An array of one picture, without what was padded behind `size`; tables stay as they are."""
+  if name not in _ROWS:
+    return array
+  return array[(slice(None),) * _ROWS[name] + tuple(map(slice, size))]
 
 
 def _unit(images: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from seg_jax.data import pipeline
 from seg_jax.data.datasets import open_dataset
 from seg_jax.data.datasets.sources import Source
 from seg_jax.tasks import build_task
+from seg_jax.tasks.base import cut
 from seg_jax.training.checkpoints import load_variables
 from seg_jax.training.mesh import mesh_of, own_rows, replicated, shard_batch, sharded
 from seg_jax.training.summary import enough_memory
@@ -42,9 +43,10 @@ class Evaluator:
 
     def step(variables, batch):
       predictions = task.predict(variables, batch)
-      return task.count(predictions, batch), {name: predictions[name] for name in task.maps}
+      return task.count(predictions, batch), {name: predictions[name] for name in said}
 
-    out_shardings = replicated(mesh), {name: sharded(mesh, name) for name in task.maps}
+    said = (*task.maps, *task.tables)
+    out_shardings = replicated(mesh), {name: sharded(mesh, name) for name in said}
     self._step = jax.jit(step, out_shardings=out_shardings)
 
   def __call__(self, step: int, variables: dict, workdir: Path) -> tuple[dict, np.ndarray | None]:
@@ -66,18 +68,18 @@ class Evaluator:
       indices = batch.pop('index')
       arrays = {name: batch[name] for name in self._task.batch_keys}
       with enough_memory('a batch of the evaluation', 'lower eval.batch_size or data.image_scale'):
-        counts, maps = self._step(variables, shard_batch(arrays, self._mesh))
+        counts, said = self._step(variables, shard_batch(arrays, self._mesh))
         counts = jax.device_get(counts)
       state = self._task.merge(state, counts)
       if not self._shown.isdisjoint(indices.tolist()):
-        maps = {name: own_rows(array) for name, array in maps.items()}
+        said = {name: own_rows(array) for name, array in said.items()}
       for row, index in enumerate(indices.tolist()):
         if index in self._shown:
-          inside = row, *map(slice, self._source.size(index))
+          size = self._source.size(index)
           shown[index] = self._task.render(
-            batch['image'][inside],
-            {name: array[inside] for name, array in maps.items()},
-            {name: batch[name][inside] for name in maps},
+            cut('image', batch['image'][row], size),
+            {name: cut(name, array[row], size) for name, array in said.items()},
+            {name: cut(name, batch[name][row], size) for name in self._task.truth},
           )
     result = {'step': step} | self._task.result(state)
     if jax.process_index():

@@ -7,6 +7,7 @@ import optax
 import pytest
 from absl.testing import absltest, parameterized
 
+from seg_jax.data import instances
 from seg_jax.data.datasets.shapes import INFO
 from seg_jax.tasks import build_task
 from tests.configs_test import CONFIGS
@@ -25,7 +26,15 @@ SMALLER = {
   'fcn8s': {'width': 4, 'fc_features': 16},
   'fcn_resnet': {'backbone_width': 1 / 16},
   'hrnet': {'backbone_width': 0.25, 'modules': (1, 1, 1), 'units': 1},
+  'mask_rcnn': {'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1},
   'multi_scale': {'width': 2, 'scales': 2, 'hidden': 8},
+  'panoptic_fpn': {
+    'backbone_width': 1 / 16,
+    'width': 8,
+    'box_features': 8,
+    'mask_convs': 1,
+    'semantic_width': 8,
+  },
   'recurrent_scene': {'width': 4, 'kernel_size': 3},
   'refinenet': {'backbone_width': 0.125, 'width': 8, 'chained_pooling': 1},
   'segnet': {'width': 4},
@@ -47,6 +56,8 @@ SLOW = (
   'fcn_heatmap',
   'fcn_resnet',
   'hrnet',
+  'mask_rcnn',
+  'panoptic_fpn',
   'refinenet',
 )
 
@@ -58,14 +69,19 @@ def small_task(name):
 
 
 def stripes(size):
-  """Two pictures of vertical bands, each with the colour of its class, farther to the right."""
+  """Two pictures of vertical bands, each with the colour of its class, farther to the right.
+
+  The bands of things are objects.
+  """
   height, width = size
   rng = np.random.default_rng(0)
   label = np.broadcast_to(6 * np.arange(width) // width, (2, height, width)).astype(np.int32)
   noise = rng.integers(0, 20, (2, height, width, 3))
   image = (40 * label[..., None] * (1, -1, 1) % 235 + noise).astype(np.uint8)
   depth = (1.0 + np.arange(width) + 0.0 * label).astype(np.float32)
-  return {'image': image, 'label': label, 'depth': depth, 'valid': np.ones(2, bool)}
+  ids = {'instances': label[0], 'classes': np.arange(1, 6), 'is_crowd': np.zeros(5, bool)}
+  objects = {k: np.repeat(x[None], 2, 0) for k, x in instances.padded(ids, max_instances=6).items()}
+  return {'image': image, 'label': label, 'depth': depth, 'valid': np.ones(2, bool), **objects}
 
 
 class ContractTest(parameterized.TestCase):
@@ -80,8 +96,14 @@ class ContractTest(parameterized.TestCase):
     outputs, variables = jax.eval_shape(
       lambda x: model.init_with_output(jax.random.key(0), x, train=False), image
     )
-    for logits in (outputs['logits'], *outputs.get('aux_logits', ())):
-      self.assertEqual((logits.shape, logits.dtype), ((1, *size, 7), jnp.float32))
+    if name == 'mask_rcnn':
+      self.assertEqual(outputs['masks'].shape, (1, config.model.detections, 28, 28))
+      self.assertEqual({outputs['masks'].dtype, outputs['boxes'].dtype}, {jnp.dtype('float32')})
+    else:
+      # Panoptic FPN has one class for all things.
+      classes = 2 if name == 'panoptic_fpn' else 7
+      for logits in (outputs['logits'], *outputs.get('aux_logits', ())):
+        self.assertEqual((logits.shape, logits.dtype), ((1, *size, classes), jnp.float32))
     self.assertEqual({x.dtype for x in jax.tree.leaves(variables)}, {jnp.dtype('float32')})
 
   @parameterized.parameters(*(name for name in CONFIGS if name not in SLOW))

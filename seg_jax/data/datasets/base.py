@@ -26,6 +26,7 @@ class DatasetInfo:
   palette: np.ndarray  # uint8 [num_classes, 3]
   things: tuple[int, ...] = ()  # the classes whose objects are told apart
   num_images: Mapping[str, int] = dataclasses.field(default_factory=dict)  # official, by split
+  ids: tuple[int, ...] = ()  # the owners' numbers of the classes, where those are not 0, 1, ...
   home: str = ''  # where to get it, and under what licence
   # Paths (globs) below `data.dir`, by which its folder is known; 'a|b' where either will do.
   layout: tuple[str, ...] = ()

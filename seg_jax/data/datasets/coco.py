@@ -117,6 +117,7 @@ INFOS = {
     _NAMES,
     _COLOURS,
     things=tuple(range(_NUM_THINGS)),
+    ids=tuple(_IDS),
     num_images=NUM_IMAGES,
     home=_HOME,
     layout=('annotations/panoptic_*2017.json',),

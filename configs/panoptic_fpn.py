@@ -1,0 +1,32 @@
+"""Panoptic FPN (Kirillov et al. 2019, https://arxiv.org/abs/1901.02446): objects and stuff.
+
+    ./run.sh --config=configs/panoptic_fpn.py                             # on a CPU
+    ./run.sh --config=configs/panoptic_fpn.py:coco --config.data.dir=PATH \
+        --config.model.pretrained=PATH  # the paper's recipe, for several GPUs
+
+Mask R-CNN with a branch of semantic segmentation, and trained as it is. `--mode=predict` writes
+COCO's panoptic format, PNGs and their JSON.
+
+On the generated scenes: not yet measured.
+"""
+
+from configs import mask_rcnn
+
+
+def get_config(dataset: str = 'shapes'):
+  config = mask_rcnn.get_config(dataset)
+  config.name = 'panoptic_fpn'
+  config.task = 'panoptic'
+  config.model.name = 'panoptic_fpn'
+  config.model.semantic_width = 128  # channels of the semantic branch
+  config.model.semantic_norm = 'group'  # batch | group | none
+  config.loss.weights.semantic = 0.5
+  if dataset == 'coco':
+    config.data.variant = 'panoptic'
+  elif dataset in ('shapes', 'dsb2018', 'folder'):
+    config.model.semantic_width = 32
+    config.model.semantic_norm = 'batch'
+    config.inference.min_stuff_area = 64
+  elif dataset == 'cityscapes':
+    config.inference.min_stuff_area = 2048
+  return config

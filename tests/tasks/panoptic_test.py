@@ -1,0 +1,132 @@
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl.testing import absltest
+from PIL import Image
+
+from configs import panoptic_fpn
+from seg_jax.data import pipeline
+from seg_jax.data.datasets.shapes import INFO
+from seg_jax.tasks import build_task
+from seg_jax.training.evaluation import Evaluator
+from seg_jax.training.mesh import make_mesh
+from tests.tasks.rectangles import Fixed, Pictures, record
+
+A, B = (16, 8, 48, 56), (4, 60, 60, 92)  # in pictures of 64 x 96
+SIZE = (64, 96)
+SHARES = {box: tuple(n / m for n, m in zip(box, (*SIZE, *SIZE), strict=True)) for box in (A, B)}
+
+
+def config():
+  config = panoptic_fpn.get_config()
+  config.model.update({'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1})
+  config.model.update({'detections': 10, 'semantic_width': 8})
+  config.data.max_instances = 4
+  config.eval.update({'batch_size': 2, 'size_multiple': 32, 'num_pictures': 2})
+  return config
+
+
+def fixed(found):
+  return dataclasses.replace(build_task(config(), INFO), model=Fixed(found, num_stuff=1))
+
+
+class PanopticTaskTest(absltest.TestCase):
+  def evaluated(self, task, records):
+    with tempfile.TemporaryDirectory() as folder:
+      judge = Evaluator(task, Pictures(records), config(), 'val', make_mesh())
+      result, _ = judge(0, {}, Path(folder))
+      self.assertEqual(json.loads((Path(folder) / 'eval/val.json').read_text()), result)
+    return result
+
+  def test_quality_of_what_is_found_once_missed_and_made_up(self):
+    # Star and disk where they are, a square that is not; in the second picture there is no disk.
+    found = ((SHARES[B], 4, 0.9), (SHARES[A], 1, 0.8))
+    records = [record(SIZE, [A, B], [1, 4]), record(SIZE, [B], [4])]
+    result = self.evaluated(fixed(found), records)
+    scores = result['per_class']
+    self.assertEqual(result['num_images'], 2)
+    self.assertAlmostEqual(scores['star']['rq'], 1.0)
+    self.assertGreater(scores['star']['sq'], 0.9)  # a mask of 28 x 28 misses a pixel at its border
+    self.assertAlmostEqual(scores['disk']['rq'], 1 / 1.5)  # one is right, one is made up
+    self.assertIsNone(scores['square']['pq'])
+    self.assertAlmostEqual(scores['background']['rq'], 1.0)
+    self.assertAlmostEqual(result['pq_stuff'], scores['background']['pq'])
+    self.assertIn('box_ap', result['instance'])
+
+  def test_void_is_neither_right_nor_wrong(self):
+    """What is ignored, and a thing's label outside of its objects."""
+    here = record(SIZE, [B], [4])
+    here['label'][16:48, 8:56] = 255  # A
+    found = ((SHARES[B], 4, 0.9), (SHARES[A], 1, 0.8))
+    ignored = self.evaluated(fixed(found), [here])
+    here['label'][16:48, 8:56] = 1
+    thing = self.evaluated(fixed(found), [here])
+    for result in (ignored, thing):
+      self.assertIsNone(result['per_class']['disk']['pq'])
+      self.assertAlmostEqual(result['rq'], 1.0)
+
+  def test_predict_writes_cocos_format(self):
+    task = fixed(((SHARES[B], 4, 0.9), (SHARES[A], 1, 0.8), (SHARES[A], 2, 0.1)))
+    task = dataclasses.replace(task, info=dataclasses.replace(INFO, ids=tuple(range(10, 17))))
+    image = record(SIZE, [A], [1])['image']
+    predictions = task.predict({}, {'image': image[None]})
+    said = {name: np.asarray(predictions[name][0]) for name in (*task.maps, *task.tables)}
+    with tempfile.TemporaryDirectory() as folder:
+      for name in ('a/000000000139', 'b'):
+        task.save(Path(folder), name, image, said)
+      task.finish(Path(folder))
+      told = json.loads((Path(folder) / 'panoptic.json').read_text())
+      rgb = np.asarray(Image.open(Path(folder) / 'panoptic/b.png')).astype(int)
+      drawn = np.asarray(Image.open(Path(folder) / 'overlays/b.png'))
+    ids = rgb @ (1, 256, 65536)
+    first, second = told['annotations']
+    self.assertEqual((first['image_id'], second['image_id']), (139, 'b'))
+    self.assertEqual(first['file_name'], 'a/000000000139.png')
+    segments = {row['id']: row for row in second['segments_info']}
+    self.assertEqual(set(segments), set(np.unique(ids)))
+    self.assertEqual([row['category_id'] for row in segments.values()], [14, 11, 10])
+    for number, row in segments.items():
+      x, y, width, height = row['bbox']
+      self.assertEqual(row['area'], (ids == number).sum())
+      self.assertEqual((ids[y : y + height, x : x + width] == number).sum(), row['area'])
+    self.assertEqual(
+      [row for row in told['categories'] if row['isthing'] == 0],
+      [{'id': 10, 'name': 'background', 'isthing': 0}],
+    )
+    self.assertEqual(drawn.shape, image.shape)
+
+  def test_little_stuff_is_void(self):
+    task = dataclasses.replace(fixed(((SHARES[A], 1, 0.8),)), min_stuff_area=SIZE[0] * SIZE[1])
+    predictions = task.predict({}, {'image': record(SIZE, [A], [1])['image'][None]})
+    self.assertEqual(set(np.unique(predictions['panoptic'])), {0, 1})
+
+  def test_a_step_has_all_terms(self):
+    settings = config()
+    settings.data.update({'crop_size': (64, 64), 'batch_size': 2})
+    task, source = build_task(settings, INFO), Pictures([record(SIZE, [A, B], [1, 4])])
+    batch = next(pipeline.train_batches(source, settings.data, seed=0))
+    arrays = {name: batch[name] for name in task.batch_keys}
+    example = task.example(2, (64, 64))
+    self.assertEqual(
+      {name: (x.shape, x.dtype) for name, x in example.items()},
+      {name: (x.shape, x.dtype) for name, x in arrays.items()},
+    )
+
+    @jax.jit
+    def loss(key):
+      return task.loss(task.init(key, arrays), arrays, key, train=True)
+
+    total, (_, logs) = loss(jax.random.key(0))
+    semantic, weight = logs.pop('semantic'), logs.pop('weight')
+    self.assertEqual(weight, 2)
+    terms = ['boxes', 'classes', 'masks', 'objectness', 'proposals']
+    self.assertCountEqual(logs, terms)
+    np.testing.assert_allclose(total, 0.5 * semantic + sum(logs.values()), rtol=1e-5)
+
+
+if __name__ == '__main__':
+  absltest.main()
