@@ -72,6 +72,34 @@ class DrawingTest(parameterized.TestCase):
     np.testing.assert_array_equal(picture[(ids == 0).all(-1)], 0)
     np.testing.assert_array_equal(image, 0)
 
+  def test_segments_have_the_given_colours_and_outlines(self):
+    image = np.full((30, 60, 3), 100, np.uint8)
+    segments = np.zeros((30, 60), np.int32)
+    segments[:, 20:40], segments[:, 40:] = 1, 2
+    colours = np.uint8([(200, 0, 0), (0, 0, 200)])
+    alone = pictures.draw_segments(segments, colours)
+    over = pictures.draw_segments(segments, colours, image)
+    for x, k in ((30, 0), (50, 1)):
+      self.assertEqual(alone[15, x].tolist(), colours[k].tolist())
+      self.assertEqual(over[15, x].tolist(), (50 + colours[k] // 2).tolist())
+    self.assertEqual(alone[15, 40].tolist(), [255] * 3)
+    np.testing.assert_array_equal(over[:, :19], 100)
+    self.assertLen(np.unique(alone[:, :19].reshape(-1, 3), axis=0), 2)  # stripes
+    np.testing.assert_array_equal(image, 100)
+
+  def test_boxes_are_framed_and_named_inside_of_the_picture(self):
+    image = np.zeros((80, 120, 3), np.uint8)
+    boxes = np.float32([(20, 10, 60, 50), (0, 100, 70, 120), (-5, -5, 0, 0)])
+    colours = np.uint8([(200, 0, 0), (0, 0, 200), (0, 200, 0)])
+    picture = pictures.draw_boxes(image, boxes, ['first', 'a long name', ''], colours)
+    self.assertEqual(picture.shape, image.shape)
+    for y, x, k in ((40, 10, 0), (40, 49, 0), (59, 30, 0), (69, 110, 1), (40, 119, 1)):
+      self.assertEqual(picture[y, x].tolist(), colours[k].tolist())
+    self.assertEqual(picture[40, 30].tolist(), [0] * 3)
+    self.assertTrue((picture[8:20, 10:40] == colours[0]).all(-1).any())  # the caption's ground
+    np.testing.assert_array_equal(image, 0)
+    self.assertEqual(pictures.draw_boxes(image, boxes[:0], [], colours[:0]).max(), 0)
+
   def test_depth_is_coloured_from_near_to_far(self):
     depth = np.zeros((30, 90), np.float32)
     depth[:, 30:60], depth[:, 60:] = 2, 80

@@ -27,6 +27,7 @@ from seg_jax.training.mesh import mesh_of, replicated, state_shardings, steps_li
 from seg_jax.training.step import init_state
 
 SMALL = {  # by the name of their config
+  'mask_rcnn': {'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1},
   'unet': {'width': 2, 'depth': 2},
   'segnet': {'width': 2},
   'several_decoders': {'width': 2, 'depth': 2, 'uncertainty': True},

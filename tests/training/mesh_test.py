@@ -94,6 +94,14 @@ class MeshTest(parameterized.TestCase):
       self.assertEqual(outcome['confusion'], one['confusion'])
       check_depth(outcome, one)
 
+  @pytest.mark.slow
+  def test_objects_too(self):
+    """Which boxes are learned from is drawn for the whole batch, so under `jit` alone."""
+    fields = {'train__num_steps': 4, 'train__eval_every': 4, 'train__checkpoint_every': 4}
+    one = one_device(system='mask_rcnn', **fields)
+    (four,) = devices.outcomes(self.folder, [case('mask_rcnn', **fields)], devices=4)
+    np.testing.assert_allclose(four['losses'], one['losses'], rtol=TOLERANCE)
+
   @parameterized.parameters(
     {'train__steps_per_call': 5, 'train__log_every': 5}, {'train__recompute': True}
   )
