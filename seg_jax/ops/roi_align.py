@@ -64,7 +64,8 @@ def roi_align(
 
   def of_picture(table, places, down, across):
     values = table[places].reshape(-1, size, cells, size, cells, table.shape[-1])
-    return jnp.einsum('rabijc,rab,rij->raic', values, down, across)
+    weights = down[:, :, :, None, None] * across[:, None, None]
+    return jnp.sum(values * weights[..., None], (2, 4))
 
   shares = shares.astype(table.dtype)
   return jax.vmap(of_picture)(table, places, shares[:, :, 0], shares[:, :, 1])
