@@ -105,9 +105,7 @@ def get_config(dataset: str = 'shapes') -> ml_collections.ConfigDict:
   inference.crf = 'none'  # none | exact | lattice | window: a dense CRF behind the model, untrained
   inference.threshold = 0.5  # of two classes, a pixel is the second if its probability is above it
   inference.min_score = 0.5  # of objects: those with less are neither drawn nor written
-  inference.min_stuff_area = (
-    4096  # pixels of a kind of stuff: with fewer they are void, in panoptic
-  )
+  inference.min_stuff_area = 4096  # pixels: less of a kind of stuff is void, in panoptic
   # The rest is of predict alone: pictures put together by what the model sees.
   inference.background = ''  # behind what is in front: a picture's file, a colour, or blur
   inference.blur = 0.02  # deviation of that blur, as a share of the picture's diagonal

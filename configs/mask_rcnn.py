@@ -47,7 +47,6 @@ def get_config(dataset: str = 'shapes'):
   config.model.detections = 100
   config.model.score_threshold = 0.05
   config.model.overlap = 0.5
-  config.loss.dice = 0.0
   if dataset in ('shapes', 'dsb2018', 'folder'):
     small(config)
   if dataset == 'shapes':
@@ -59,8 +58,10 @@ def get_config(dataset: str = 'shapes'):
     config.data.crop_size = (192, 192)
     config.data.scale_range = (0.5, 1.5)
     config.model.proposals = (500, 300)
+    config.model.candidates = 600
     config.model.detections = 200
     config.data.max_instances = 200
+    config.eval.batch_size = 1  # of many sizes, up to 1040 x 1388
     config.train.num_steps = 1500
     config.train.eval_every = 500
   elif dataset in PAPERS:
@@ -88,7 +89,7 @@ def small(config) -> None:
   config.model.candidates = 200
   config.model.detections = 30
   config.optimizer.learning_rate = 2e-3
-  config.optimizer.warmup_steps = 100
+  config.optimizer.warmup_steps = 50
   config.optimizer.clip_norm = 5.0
 
 
@@ -99,6 +100,7 @@ def papers_recipe(config, dataset: str) -> None:
   config.data.batch_size = 16
   config.data.crop_size = (1024, 1024)
   config.data.photometric = 0.0
+  config.data.num_threads = 2  # a picture's masks alone are 100 MiB
   config.eval.batch_size = 8
   config.optimizer.name = 'sgd'
   config.optimizer.learning_rate = 0.02

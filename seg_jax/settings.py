@@ -26,7 +26,7 @@ CHECKS = (
     'model.hidden model.convolutions model.features model.low_features model.radius '
     'model.train_iterations model.iterations model.box_features model.mask_convs '
     'model.semantic_width '
-    'model.anchor_samples model.box_samples model.candidates model.detections '
+    'model.anchor_samples model.candidates model.detections '
     'train.num_steps train.steps_per_call train.accumulation train.log_every train.eval_every '
     'train.checkpoint_every train.keep_last eval.batch_size eval.size_multiple eval.num_pictures',
   ),
@@ -45,6 +45,12 @@ CHECKS = (
     lambda v: 0 < v < math.inf,
     'model.theta_alpha model.theta_beta model.theta_gamma inference.blur',
   ),
+  (
+    'whole number of 0 or more',
+    lambda v: type(v) is int and v >= 0,
+    'model.proposal_convs model.box_convs',
+  ),
+  ('whole number of 4 or more', lambda v: type(v) is int and v >= 4, 'model.box_samples'),
   ('whole number from 0 to 2**32 - 1', lambda v: type(v) is int and 0 <= v < 2**32, 'seed'),
   (
     'number from 0 to below 1',
@@ -176,11 +182,8 @@ FREE = (
   'inference.smoothing',
 )
 CRFS = ('none', 'exact', 'lattice', 'window')
-NEEDED = {
-  'depth': 'depth',
-  'instance': 'instances',
-  'panoptic': 'instances',
-}  # of data.extras, by a decoder
+# Of data.extras, by what is decoded.
+NEEDED = {'depth': 'depth', 'instance': 'instances', 'panoptic': 'instances'}
 
 
 def check(config: ml_collections.ConfigDict) -> None:

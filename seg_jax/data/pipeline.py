@@ -3,7 +3,8 @@
 A batch is a dict of arrays: `image` uint8 [N, H, W, 3], `label` int32 [N, H, W] (255 = ignore),
 `valid` bool [N], `index` int32 [N] (the record's number in the source); where the source has them,
 `depth` float32 [N, H, W] in metres (0 = unknown), and the objects as `instances.padded` gives them:
-`boxes`, `classes`, `masks`, `is_crowd`, `instance_valid`. A `UserError` that a source raises, in
+`boxes`, `classes`, `masks`, `is_crowd`, `instance_valid`, with `size` int32 [N, 2], the rows and
+columns of each picture without what is padded. A `UserError` that a source raises, in
 whatever thread or process, reaches whoever iterates.
 """
 
@@ -54,7 +55,7 @@ def train_batches(
 
   def example(index, rng):
     record = transforms.augment(source[index], rng, data_config)
-    return _example(index, record, data_config.max_instances)
+    return _example(index, record, data_config.max_instances, data_config.crop_size)
 
   dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().random_map(example)
   share = data_config.batch_size // process[1]
@@ -134,7 +135,7 @@ def eval_batches(
       record = source[index]
       rows, columns = record['label'].shape
       record = transforms.pad(record, (0, height - rows, 0, width - columns), mean)
-      return _example(index, record, max_instances)
+      return _example(index, record, max_instances, (rows, columns))
 
     examples = [example(index) for index in indices]
     like = examples[0] if examples else example(first)
@@ -146,10 +147,11 @@ def eval_batches(
   return EvalBatches(grain.MapDataset.source(plan).map(load), num_threads, records)
 
 
-def _example(index: int, record: transforms.Record, max_instances: int) -> Batch:
+def _example(index: int, record: transforms.Record, max_instances: int, size) -> Batch:
   if 'instances' in record:
     objects = instances.padded(record, max_instances)
     record = {key: array for key, array in record.items() if key != 'instances'} | objects
+    record['size'] = np.array(size, np.int32)
   return {**record, 'valid': np.True_, 'index': np.int32(index)}
 
 

@@ -1,4 +1,4 @@
-"""What a model sees in pictures and videos of a user: labels, depth, composites."""
+"""What a model sees in pictures and videos of a user: labels, depth, objects, composites."""
 
 import collections
 import functools
@@ -44,7 +44,7 @@ def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[s
   step, variables, info = checkpoints.load_variables(config, workdir, make_mesh())
   task = build_task(config, info)
   labeller = Labeller(config, task, variables)
-  directory, faults = workdir / 'predict', []
+  directory, done, faults = workdir / 'predict', [], []
   for path, name in tqdm(outputs.items(), 'predict', unit='file', dynamic_ncols=True):
     label = (
       labeller.label_video if path.suffix.lower() in video.SUFFIXES else labeller.label_picture
@@ -52,10 +52,11 @@ def predict(config: ml_collections.ConfigDict, workdir: Path, inputs: Sequence[s
     try:
       with enough_memory(str(path), 'lower data.image_scale'):
         label(path, directory, name)
+      done.append(str(name))
     except UserError as fault:
       faults.append(str(fault))
-  task.finish(directory)
-  print(f'{len(outputs) - len(faults)} files, predicted by step {step}: {directory}')
+  task.finish(directory, done)
+  print(f'{len(done)} files, predicted by step {step}: {directory}')
   if faults:
     raise UserError(f'{len(faults)} of {len(outputs)} files cannot be used; {faults[0]}')
 
@@ -127,7 +128,7 @@ class Labeller:
     if smoothed and self._config.inference.smoothing:
       shape = (*padded.shape[:3], self._info.num_classes)
       before = jnp.zeros(shape) if before is None or before.shape != shape else before
-    *seen, probabilities = self._look(padded, before)
+    *seen, probabilities = self._look(padded, np.int32([[height, width]]), before)
     maps, alphas = jax.device_get(seen)
     maps = {name: cut(name, array, (height, width)) for name, array in maps.items()}
     alphas = [alpha[:height, :width] for alpha in alphas]
@@ -143,12 +144,12 @@ class Labeller:
     return image
 
 
-def _look(task, options, groups, variables, image, before):
+def _look(task, options, groups, variables, image, size, before):
   """The device's part of `Labeller.look`.
 
   `before` None: nothing is smoothed; all 0: there is no frame before.
   """
-  predictions = task.predict(variables, {'image': image})
+  predictions = task.predict(variables, {'image': image, 'size': size})
   maps = {name: predictions[name][0] for name in (*task.maps, *task.tables)}
   if 'label' not in maps:
     return maps, [], None

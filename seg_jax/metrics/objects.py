@@ -32,16 +32,23 @@ def result(
   Returns:
     For each of `kinds` KIND_ap, the mean over classes and over IoUs from 0.5 to 0.95, KIND_ap50 and
     KIND_ap75; KIND_ap_small, _medium and _large, of objects of up to 32² and 96² pixels and above;
-    KIND_ar, the recall of 100 detections; and below `per_class` the KIND_ap and KIND_ap50 of each.
+    KIND_ar, the recall; and below `per_class` the KIND_ap and KIND_ap50 of each.
   """
   measures, per_class = {}, {name: {} for name in classes.values()}
   for kind in kinds:
     evaluator = _Evaluator(pictures, kind, list(classes))
-    names = ('ap', 'ap50', 'ap75', 'ap_small', 'ap_medium', 'ap_large')
-    for name, value in zip((*names, 'ar'), (*evaluator.stats[:6], evaluator.stats[8]), strict=True):
-      measures[f'{kind}_{name}'] = _known(value)
-    # [IoU, recall, class, area, detections]: of all areas, of 100 detections.
-    precision = evaluator.eval['precision'][:, :, :, 0, -1]
+    # [IoU, recall, class, area, detections], of all detections.
+    of_area = evaluator.eval['precision'][..., -1]
+    precision = of_area[..., 0]
+    measures |= {
+      f'{kind}_ap': _mean(precision),
+      f'{kind}_ap50': _mean(precision[0]),
+      f'{kind}_ap75': _mean(precision[5]),
+      f'{kind}_ap_small': _mean(of_area[..., 1]),
+      f'{kind}_ap_medium': _mean(of_area[..., 2]),
+      f'{kind}_ap_large': _mean(of_area[..., 3]),
+      f'{kind}_ar': _mean(evaluator.eval['recall'][:, :, 0, -1]),
+    }
     for k, name in enumerate(classes.values()):
       per_class[name] |= {
         f'{kind}_ap': _mean(precision[:, :, k]),
@@ -66,12 +73,9 @@ def table(result: Mapping, kinds: Sequence[str]) -> str:
   return '\n'.join([*lines, f'{result["num_images"]} images'])
 
 
-def _known(value):
-  return None if value < 0 else float(value)  # -1: there is nothing to be found
-
-
-def _mean(precision):
-  return _known(precision[precision > -1].mean() if (precision > -1).any() else -1)
+def _mean(values):
+  known = values[values > -1]  # -1: there is nothing to be found
+  return float(known.mean()) if len(known) else None
 
 
 class _Evaluator(COCOeval):
@@ -81,10 +85,11 @@ class _Evaluator(COCOeval):
     super().__init__(iouType='bbox' if kind == 'box' else 'segm')
     self._pictures, self._kind = pictures, kind
     self.params.imgIds, self.params.catIds = list(range(len(pictures))), classes
+    # COCO judges the best hundred of each class; so does this, unless there may be more.
+    self.params.maxDets = [max([100, *(len(picture['scores']) for picture in pictures)])]
     with contextlib.redirect_stdout(io.StringIO()):
       self.evaluate()
       self.accumulate()
-      self.summarize()
 
   def _prepare(self):
     self._gts, self._dts = defaultdict(list), defaultdict(list)

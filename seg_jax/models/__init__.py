@@ -44,7 +44,7 @@ MODELS = {
   'sliding_window': SlidingWindow,
   'unet': UNet,
 }
-OF_OBJECTS = ('mask_rcnn', 'panoptic_fpn')  # their classes are things alone
+OF_OBJECTS = ('mask_rcnn', 'panoptic_fpn')  # they have things and stuff, each of a number
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 

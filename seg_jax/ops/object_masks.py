@@ -1,6 +1,7 @@
 """Masks of objects: from a small square over a box to the picture and back, and what they share."""
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -58,8 +59,18 @@ def crop(
 
 
 def overlaps(
-  a: Bool[Array, 'A H W'], b: Bool[Array, 'B H W']
-) -> tuple[Float[Array, 'A B'], Float[Array, ' A'], Float[Array, ' B']]:
-  """Pixels that each of `a` shares with each of `b`, and the pixels of each; exact to 2^24."""
-  a, b = (x.reshape(len(x), -1).astype(jnp.float32) for x in (a, b))
-  return a @ b.T, a.sum(-1), b.sum(-1)
+  a: Bool[Array, '*N A H W'], b: Bool[Array, '*N B H W']
+) -> tuple[Float[Array, '*N A B'], Float[Array, '*N A'], Float[Array, '*N B']]:
+  """Pixels that each of `a` shares with each of `b`, and the pixels of each; exact to 2^24.
+
+  Row by row of the pictures, so that no mask is there in floats as a whole.
+  """
+
+  def add(row, shared):
+    of_a, of_b = (lax.dynamic_index_in_dim(x, row, -2, False).astype(jnp.float32) for x in (a, b))
+    return shared + jnp.einsum('...aw,...bw->...ab', of_a, of_b)
+
+  start = jnp.zeros((*a.shape[:-2], b.shape[-3]))
+  shared = lax.fori_loop(0, a.shape[-2], add, start)
+  areas = (jnp.sum(x, (-2, -1), dtype=jnp.float32) for x in (a, b))
+  return shared, *areas

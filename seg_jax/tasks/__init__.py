@@ -76,8 +76,14 @@ def build_task(config: ml_collections.ConfigDict, info: DatasetInfo, class_weigh
       raise UserError(
         f"task is 'scene', and {config.model.name} has one decoder; expected {name!r}"
       )
+    if name in OF_OBJECTS and config.inference.crf != 'none':
+      raise UserError(
+        f"inference.crf is {config.inference.crf!r}; expected 'none', as task is {name!r}"
+      )
     if name in OF_OBJECTS and not info.things:
-      raise UserError(f'task is {name!r}, but {info.name} tells no objects apart; expected another')
+      raise UserError(
+        f'task is {name!r}, but {info.name} tells no objects apart; expected a dataset that does'
+      )
   parts = {name: OF_DECODER[name](**fields) for name in wanted}
   return SceneTask(**fields, parts=parts) if config.task == 'scene' else parts[config.task]
 

@@ -24,7 +24,8 @@ from seg_jax.ops.colour import photometric
 from seg_jax.ops.resizing import resize_bilinear
 
 Maps = Mapping[str, np.ndarray]  # of one picture: [h, w] each, or a table
-_ROWS = {'image': 0, 'label': 0, 'depth': 0, 'instances': 0, 'masks': 1}  # the axis of a picture's
+# The axis of rows, of what has some; what has none is a table.
+_ROWS = {'image': 0, 'label': 0, 'depth': 0, 'instances': 0, 'panoptic': 0, 'masks': 1}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,7 +113,8 @@ class Task(abc.ABC):
     """What `read` makes of the model's outputs, at the pictures' full size."""
     images = _unit(batch['image'])
     inputs = resize_bilinear(self._normalise(images), self.scaled(images.shape[1:3]))
-    return self.read(self.model.apply(variables, inputs, train=False), images)
+    outputs = self.model.apply(variables, inputs, train=False)
+    return self.read(outputs | {name: batch[name] for name in ('size',) if name in batch}, images)
 
   def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
     """The rows and columns that the model works at, for pictures of `size`."""
@@ -143,7 +145,11 @@ class Task(abc.ABC):
 
   @abc.abstractmethod
   def read(self, outputs: dict, images: jax.Array) -> dict:
-    """Predictions at the size of `images` in [0, 1], each of `maps` among them."""
+    """Predictions at the size of `images` in [0, 1], each of `maps` among them.
+
+    `outputs` are the model's, and the batch's `size` int32 [N, 2] where it has that: the rows and
+    columns of each picture without what is padded behind.
+    """
 
   @abc.abstractmethod
   def empty(self) -> dict:
@@ -182,9 +188,9 @@ class Task(abc.ABC):
   def save(self, folder: Path, name: str, image: np.ndarray, prediction: Maps) -> None:
     """Writes what `--mode=predict` leaves of a picture: files `name` in folders of `folder`."""
 
-  def finish(self, folder: Path) -> None:
-    """Writes what `--mode=predict` leaves of all pictures together: nothing, for most."""
-    del folder
+  def finish(self, folder: Path, names: Sequence[str]) -> None:
+    """Writes what `--mode=predict` leaves of all saved pictures together: nothing, for most."""
+    del folder, names
 
 
 def cut(name: str, array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -29,7 +29,7 @@ class InstanceTask(Task):
   maps: ClassVar = {'instances': jnp.int32}
   tables: ClassVar = ('boxes', 'scores', 'classes', 'found')
   truth: ClassVar = ('masks', 'boxes', 'classes', 'instance_valid')
-  batch_keys: ClassVar = ('image', *truth, 'is_crowd', 'valid')
+  batch_keys: ClassVar = ('image', *truth, 'is_crowd', 'size', 'valid')
 
   @property
   def kinds(self) -> tuple[str, ...]:
@@ -49,6 +49,7 @@ class InstanceTask(Task):
       'classes': (rows, jnp.int32),
       'masks': ((*rows, *size), jnp.bool_),
       'is_crowd': (rows, jnp.bool_),
+      'size': ((batch_size, 2), jnp.int32),
       'instance_valid': (rows, jnp.bool_),
       'valid': ((batch_size,), jnp.bool_),
     }
@@ -79,15 +80,25 @@ class InstanceTask(Task):
     each. A detector alone has its boxes for masks.
     """
     size = images.shape[1:3]
+    inside = outputs.get('size', jnp.broadcast_to(jnp.int32(size), (len(images), 2)))
     rows, columns = (n / m for n, m in zip(size, self.scaled(size), strict=True))
     boxes = outputs['boxes'] * jnp.float32([rows, columns] * 2).reshape(1, 1, 4)
+    boxes = jnp.minimum(boxes, jnp.tile(inside, 2)[:, None].astype(jnp.float32))
+    found = outputs['found'] & (box_ops.area(boxes) > 0)
     small = outputs.get('masks', jnp.ones((*boxes.shape[:2], 28, 28)))
+    there = [
+      jnp.arange(n, dtype=jnp.int32)[None] < inside[:, axis, None] for axis, n in enumerate(size)
+    ]
 
-    def paste(picture):
-      masks, boxes, found = picture
-      return (object_masks.paste(masks, boxes, size) > 0.5) & found[:, None, None]
+    def paste(of_each):  # one object of every picture
+      masks, boxes, found = of_each
+      solid = object_masks.paste(masks, boxes, size) > 0.5
+      return solid & there[0][:, :, None] & there[1][:, None] & found[:, None, None]
 
-    masks = lax.map(paste, (small, boxes, outputs['found']))
+    # Objects in turns, and not pictures, which may lie on different devices.
+    by_object = (jnp.swapaxes(x, 0, 1) for x in (small, boxes, found))
+    masks = jnp.swapaxes(lax.map(paste, tuple(by_object)), 0, 1)
+    outputs = outputs | {'found': found}
     count = jnp.sum(self._seen(outputs), -1, dtype=jnp.int32)
     first = jnp.argmax(masks, 1).astype(jnp.int32) + 1
     seen = jnp.any(masks, 1) & (first <= count[:, None, None])
@@ -97,7 +108,7 @@ class InstanceTask(Task):
       'boxes': boxes,
       'scores': outputs['scores'],
       'classes': classes,
-      'found': outputs['found'],
+      'found': found,
       'object_masks': masks,
     }
 
@@ -111,9 +122,7 @@ class InstanceTask(Task):
 
   def count(self, predictions: dict, batch: dict) -> dict:
     """What the measures need of each picture: scores, classes, and the pixels that are shared."""
-    shared, areas, of_truth = lax.map(
-      lambda pair: object_masks.overlaps(*pair), (predictions['object_masks'], batch['masks'])
-    )
+    shared, areas, of_truth = object_masks.overlaps(predictions['object_masks'], batch['masks'])
     return {
       **{name: predictions[name] for name in ('scores', 'classes', 'found')},
       'box_shared': box_ops.intersection(predictions['boxes'], batch['boxes']),

@@ -6,6 +6,7 @@ the sum of Mask R-CNN's losses and, times `loss.weights.semantic`, the semantic 
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -63,14 +64,19 @@ class PanopticTask(InstanceTask):
     read = super().read(outputs, images)
     logits = resize_bilinear(outputs['logits'], images.shape[1:3])
 
-    def merge(picture):
+    @jax.vmap
+    def merge(*picture):
       return panoptic.merge(
         *picture, len(self.stuff), self.min_score, min_stuff_area=self.min_stuff_area
       )
 
     stuff = jnp.argmax(logits, -1).astype(jnp.int32)
-    parts = read['object_masks'], read['scores'], read['found'], stuff
-    return read | {'panoptic': lax.map(merge, parts)}
+    if 'size' in outputs:  # what is padded behind is no stuff
+      rows, columns = (outputs['size'][:, axis, None, None] for axis in (0, 1))
+      stuff = jnp.where(_places(stuff.shape, 1) < rows, stuff, 0)
+      stuff = jnp.where(_places(stuff.shape, 2) < columns, stuff, 0)
+    segments = merge(read['object_masks'], read['scores'], read['found'], stuff)
+    return read | {'panoptic': segments}
 
   def empty(self) -> dict:
     """The measures of no picture yet."""
@@ -80,8 +86,8 @@ class PanopticTask(InstanceTask):
     """What the measures need of each picture."""
     stuff = jnp.asarray(self.stuff, jnp.int32)
 
-    def of_picture(rows):
-      predicted, classes, masks, truth_classes, is_crowd, valid, label = rows
+    @jax.vmap
+    def of_picture(predicted, classes, masks, truth_classes, is_crowd, valid, label):
       truth = _truth(masks, self._stuff_of(label))
       segments = len(classes) + len(stuff), len(masks) + len(stuff)
       return metrics.count(
@@ -96,7 +102,7 @@ class PanopticTask(InstanceTask):
       *(predictions[name] for name in ('panoptic', 'classes')),
       *(batch[name] for name in ('masks', 'classes', 'is_crowd', 'valid', 'label')),
     )
-    quality = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), lax.map(of_picture, rows))
+    quality = jax.tree.map(lambda x: jnp.sum(x, 0, dtype=x.dtype), of_picture(*rows))
     return super().count(predictions, batch) | {'quality': quality}
 
   def merge(self, state: dict, counts: dict) -> dict:
@@ -160,9 +166,8 @@ class PanopticTask(InstanceTask):
           'iscrowd': 0,
         }
       )
-    stem = Path(name).name
     told = {
-      'image_id': int(stem) if stem.isdecimal() else name,
+      'image_id': int(name) if name.isdecimal() else name,
       'file_name': f'{name}.png',
       'segments_info': rows,
     }
@@ -172,10 +177,10 @@ class PanopticTask(InstanceTask):
     drawn = pictures.draw_segments(segments, self._colours(prediction), pictures.viewable(image))
     pictures.write_png(folder / 'overlays' / f'{name}.png', drawn)
 
-  def finish(self, folder: Path) -> None:
-    """`panoptic.json`, with all `annotations` there are, and the `categories`."""
-    inside = folder / 'panoptic'
-    annotations = [json.loads(path.read_bytes()) for path in sorted(inside.rglob('*.json'))]
+  def finish(self, folder: Path, names: Sequence[str]) -> None:
+    """`panoptic.json`, with the `annotations` of `names`, and the `categories`."""
+    paths = [folder / 'panoptic' / f'{name}.json' for name in names]
+    annotations = [json.loads(path.read_bytes()) for path in paths]
     ids = self.info.ids or range(self.info.num_classes)
     categories = [
       {'id': ids[k], 'name': name, 'isthing': int(k in self.info.things)}
@@ -183,6 +188,10 @@ class PanopticTask(InstanceTask):
     ]
     joined = {'annotations': annotations, 'categories': categories}
     atomic.write_bytes(folder / 'panoptic.json', json.dumps(joined).encode())
+
+
+def _places(shape, axis):
+  return lax.broadcasted_iota(jnp.int32, shape, axis)
 
 
 def _truth(masks, stuff):

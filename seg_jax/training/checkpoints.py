@@ -151,6 +151,8 @@ def origin(config: ml_collections.ConfigDict, source: Source) -> dict:
   return meaning(config, source.info) | {
     'dataset': source.info.name,
     'palette': source.info.palette.tolist(),
+    'things': list(source.info.things),
+    'ids': list(source.info.ids),
     'pictures': repr(source),
     'seed': config.seed,
     'batch_size': config.data.batch_size,
@@ -193,8 +195,13 @@ def load_variables(
     if info is None:
       there = saved.facts(step)
       with _readable(workdir / 'checkpoints' / str(step)):
-        palette = np.array(there['palette'], np.uint8)
-        info = DatasetInfo(there['dataset'], tuple(there['classes']), palette)
+        info = DatasetInfo(
+          there['dataset'],
+          tuple(there['classes']),
+          np.array(there['palette'], np.uint8),
+          things=tuple(there.get('things', ())),
+          ids=tuple(there.get('ids', ())),
+        )
     task = build_task(config, info)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     optimizer = make_optimizer(config.optimizer, schedule)

@@ -135,7 +135,7 @@ def _started(config, workdir, saved, facts, state, source):
     print(f'going on from step {start} of {num_steps} in {workdir}')
   elif config.model.pretrained:
     best_of = functools.partial(checkpoints.best_of, sharding=state.step.sharding)
-    state = pretrained(state, config, source.info.class_names, best_of)
+    state = pretrained(state, config, source.info.class_names, len(source.info.things), best_of)
   return start, state
 
 

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from seg_jax import errors
-from seg_jax.models import build_model
+from seg_jax.models import OF_OBJECTS, build_model
 from seg_jax.weights import convert, files, names
 from seg_jax.weights.names import Table
 
@@ -33,7 +33,11 @@ class Found(NamedTuple):
 
 
 def pretrained(
-  state, config: ml_collections.ConfigDict, classes: Sequence[str], best_of: Callable[[Path], tuple]
+  state,
+  config: ml_collections.ConfigDict,
+  classes: Sequence[str],
+  num_things: int,
+  best_of: Callable[[Path], tuple],
 ):
   """The fresh `TrainState` with the weights that `config.model.pretrained` names.
 
@@ -41,7 +45,8 @@ def pretrained(
   its evaluation used: averaged weights, if it has them, and batch statistics.
 
   Args:
-    classes: the names of this run's; that those of another run differ is told.
+    classes: the names of this run's; that those of another run differ is told. Of them,
+      `num_things` are things.
     best_of: opens a workdir, and gives step, variables and facts of its best checkpoint.
 
   Raises:
@@ -57,7 +62,8 @@ def pretrained(
       f'model.pretrained is {str(path)!r}, which does not exist; expected a file such as '
       'weights.safetensors, or the workdir of a run'
     )
-  return take(state, found, class_layers(config, len(classes)), config.data.channels)
+  of_classes = class_layers(config, len(classes), num_things)
+  return take(state, found, of_classes, config.data.channels)
 
 
 def of_run(path: Path, classes: Sequence[str], step: int, variables: dict, facts: dict) -> Found:
@@ -141,14 +147,19 @@ def take(state, found: Found, of_classes: Collection[str], channels: int):
   return state.replace(params=params, model_state=variables, ema_params=ema_params)
 
 
-def class_layers(config: ml_collections.ConfigDict, num_classes: int) -> set[str]:
-  """The paths of the arrays whose shape follows from the number of classes."""
+def class_layers(config: ml_collections.ConfigDict, num_classes: int, num_things: int) -> set[str]:
+  """The paths of the arrays whose shape follows from the number of classes, or of things."""
   image = jax.ShapeDtypeStruct((1, *config.data.crop_size, config.data.channels), jnp.float32)
-  here, other = (
-    flat(jax.eval_shape(build_model(config, count).init, jax.random.key(0), image))
-    for count in (num_classes, num_classes + 1)
+  counts = [(num_classes, num_things), (num_classes + 1, num_things + 1)]
+  if config.model.name in OF_OBJECTS:
+    counts.append((num_classes + 1, num_things))  # one more kind of stuff
+  here, *others = (
+    flat(jax.eval_shape(build_model(config, *count).init, jax.random.key(0), image))
+    for count in counts
   )
-  return {name for name, leaf in here.items() if leaf.shape != other[name].shape}
+  return {
+    name for name, leaf in here.items() if any(leaf.shape != other[name].shape for other in others)
+  }
 
 
 def flat(tree) -> dict[str, jax.Array]:

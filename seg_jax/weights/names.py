@@ -285,6 +285,7 @@ SYSTEMS = {  # on ResNets
     _UNDER_PYRAMID._replace(head=MASK_RCNN_SAVED, extra_variance=-1e-5),
   ),
 }
+SYSTEMS['panoptic_fpn'] = SYSTEMS['mask_rcnn']  # but for its branch of stuff
 VGG16_ITSELF = ('fcn', 'deconvnet', 'segnet')  # VGG16's layers lie among theirs
 WITH_HEAD = ('classifier', 'fcn', 'deconvnet')  # these have layers of the classifier's head, too
 

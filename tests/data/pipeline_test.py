@@ -98,6 +98,7 @@ def assert_batch_types(batch, shape):
     'masks': (np.bool_, (*rows, *shape[1:])),
     'is_crowd': (np.bool_, rows),
     'instance_valid': (np.bool_, rows),
+    'size': (np.int32, (shape[0], 2)),
     'valid': (np.bool_, shape[:1]),
     'index': (np.int32, shape[:1]),
   }
@@ -256,6 +257,8 @@ class EvalBatchesTest(parameterized.TestCase):
           np.testing.assert_array_equal(batch['masks'][position, k], mask)
           self.assertEqual(batch['instance_valid'][position, k], k < objects)
       self.assertFalse(batch['instance_valid'][~batch['valid']].any())
+      for index, size in zip(batch['index'], batch['size'], strict=True):
+        self.assertEqual(tuple(size), source.size(index) if index >= 0 else (0, 0))
     self.assertEqual(seen, collections.Counter(range(count)))
 
   def test_one_size_fills_all_batches_but_the_last(self):

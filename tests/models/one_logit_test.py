@@ -104,7 +104,7 @@ class OneLogitTest(parameterized.TestCase):
     self.assertEqual(after.keys(), before.keys())
     changed = {name for name in after if after[name] != before[name]}
     self.assertEqual({after[name][-1] for name in changed}, {1})
-    self.assertEqual(class_layers(config, 2), changed)
+    self.assertEqual(class_layers(config, 2, 1), changed)
 
   def test_a_crf_takes_it_for_two_classes(self):
     config = crf_rnn.on(unet.get_config())

@@ -69,7 +69,7 @@ class OverlapsTest(absltest.TestCase):
     shared, of_a, of_b = object_masks.overlaps(a, b)
     for i, j in np.ndindex(4, 3):
       self.assertEqual(
-        shared[i, j], sum(p and q for p, q in zip(a[i].flat, b[j].flat, strict=True))
+        int(shared[i, j]), sum(p and q for p, q in zip(a[i].flat, b[j].flat, strict=True))
       )
     np.testing.assert_array_equal(of_a, [sum(mask.flat) for mask in a])
     np.testing.assert_array_equal(of_b, [sum(mask.flat) for mask in b])

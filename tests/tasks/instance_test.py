@@ -13,9 +13,13 @@ from seg_jax import settings
 from seg_jax.data import pipeline
 from seg_jax.data.datasets.shapes import INFO
 from seg_jax.errors import UserError
+from seg_jax.inference.predict import Labeller
 from seg_jax.tasks import build_task
+from seg_jax.training import checkpoints
 from seg_jax.training.evaluation import Evaluator
 from seg_jax.training.mesh import make_mesh
+from seg_jax.training.optimizer import make_optimizer, make_schedule
+from seg_jax.training.step import init_state
 from tests.tasks.rectangles import Fixed, Pictures, record
 
 TINY = {'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1, 'detections': 10}
@@ -71,27 +75,51 @@ class InstanceTaskTest(parameterized.TestCase):
     self.assertEqual((result['box_ap'], result['mask_ap']), (0.0, 0.0))
 
   def test_what_predict_writes(self):
-    found = ((SHARES[B], 4, 0.9), (SHARES[A], 1, 0.8), (SHARES[A], 2, 0.3))
+    """Of a picture whose size is no multiple of `eval.size_multiple`, and by its own size alone."""
+    padded = (64, 96)
+    box, lower = (4, 60, 40, 88), (30, 8, 60, 40)
+    beyond = (52, 4, 63, 60)  # of a picture of 50 rows
+    found = tuple(
+      (tuple(n / m for n, m in zip(box, (*padded, *padded), strict=True)), k, score)
+      for box, k, score in ((box, 4, 0.9), (lower, 1, 0.8), (beyond, 2, 0.7), (box, 3, 0.3))
+    )
     task = dataclasses.replace(build_task(config(), INFO), model=Fixed(found))
-    image = record(SIZE, [A], [1])['image']
-    predictions = task.predict({}, {'image': image[None]})
-    said = {name: np.asarray(predictions[name][0]) for name in (*task.maps, *task.tables)}
+    image = record((50, 90), [], [])['image']
     with tempfile.TemporaryDirectory() as folder:
-      task.save(Path(folder), 'one', image, said)
-      told = json.loads((Path(folder) / 'objects/one.json').read_text())
-      numbers = np.asarray(Image.open(Path(folder) / 'objects/one.png'))
-      drawn = np.asarray(Image.open(Path(folder) / 'overlays/one.png'))
-    # The third has less than inference.min_score.
+      folder = Path(folder)
+      Image.fromarray(image).save(folder / 'one.png')
+      Labeller(config(), task, {}).label_picture(folder / 'one.png', folder, Path('one'))
+      told = json.loads((folder / 'objects/one.json').read_text())
+      numbers = np.asarray(Image.open(folder / 'objects/one.png'))
+      drawn = np.asarray(Image.open(folder / 'overlays/one.png'))
+    # The last has less than inference.min_score.
     self.assertEqual(
       told,
       [
-        {'number': 1, 'class': 'star', 'score': 0.9, 'box': list(map(float, B))},
-        {'number': 2, 'class': 'disk', 'score': 0.8, 'box': list(map(float, A))},
+        {'number': 1, 'class': 'star', 'score': 0.9, 'box': [4, 60, 40, 88]},
+        {'number': 2, 'class': 'disk', 'score': 0.8, 'box': [30, 8, 50, 40]},
       ],
     )
+    self.assertEqual(numbers.shape, (50, 90))
     self.assertEqual(set(np.unique(numbers)), {0, 1, 2})
-    self.assertEqual((numbers[30, 75], numbers[30, 30], numbers[0, 0]), (1, 2, 0))
+    self.assertEqual((numbers[20, 75], numbers[45, 20], numbers[0, 0]), (1, 2, 0))
     self.assertEqual(drawn.shape, image.shape)
+
+  def test_a_checkpoint_knows_the_things(self):
+    here, folder = config(), Path(self.enterContext(tempfile.TemporaryDirectory()))
+    here.data.crop_size = (32, 32)
+    source = Pictures([record((32, 32), [], [])])
+    task, schedule = build_task(here, INFO), make_schedule(here.optimizer, here.train.num_steps)
+    optimizer = make_optimizer(here.optimizer, schedule)
+    shapes = jax.eval_shape(
+      lambda key: init_state(task, optimizer, 0.0, key, task.example(1, (32, 32))),
+      jax.random.key(0),
+    )
+    state = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
+    with checkpoints.Checkpoints(folder, keep_last=1) as saved:
+      saved.save(1, state, checkpoints.origin(here, source), None)
+    _, _, info = checkpoints.load_variables(here, folder, make_mesh())
+    self.assertEqual((info.things, info.ids), (INFO.things, INFO.ids))
 
   def test_none_a_hundred_crowds_and_single_pixels_train_and_are_judged(self):
     dots = [(y, x, y + 1, x + 1) for y in range(0, 40, 4) for x in range(0, 40, 4)]
@@ -133,6 +161,7 @@ class InstanceTaskTest(parameterized.TestCase):
     ({'task': 'semantic'}, "task is 'semantic'.*mask_rcnn has the decoders instance"),
     ({'task': 'scene'}, "task is 'scene'.*one decoder; expected 'instance'"),
     ({'sigmoid': True}, 'expected no sigmoid'),
+    ({'inference': {'crf': 'lattice'}}, "inference.crf is 'lattice'; expected 'none'"),
   )
   def test_what_does_not_go_together_is_told(self, fields, message):
     settings_ = config()

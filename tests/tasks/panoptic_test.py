@@ -11,6 +11,7 @@ from PIL import Image
 from configs import panoptic_fpn
 from seg_jax.data import pipeline
 from seg_jax.data.datasets.shapes import INFO
+from seg_jax.inference.predict import Labeller
 from seg_jax.tasks import build_task
 from seg_jax.training.evaluation import Evaluator
 from seg_jax.training.mesh import make_mesh
@@ -45,7 +46,8 @@ class PanopticTaskTest(absltest.TestCase):
   def test_quality_of_what_is_found_once_missed_and_made_up(self):
     # Star and disk where they are, a square that is not; in the second picture there is no disk.
     found = ((SHARES[B], 4, 0.9), (SHARES[A], 1, 0.8))
-    records = [record(SIZE, [A, B], [1, 4]), record(SIZE, [B], [4])]
+    # One is smaller than it is in its batch.
+    records = [record(SIZE, [A, B], [1, 4]), record((62, 90), [B], [4])]
     result = self.evaluated(fixed(found), records)
     scores = result['per_class']
     self.assertEqual(result['num_images'], 2)
@@ -72,19 +74,20 @@ class PanopticTaskTest(absltest.TestCase):
   def test_predict_writes_cocos_format(self):
     task = fixed(((SHARES[B], 4, 0.9), (SHARES[A], 1, 0.8), (SHARES[A], 2, 0.1)))
     task = dataclasses.replace(task, info=dataclasses.replace(INFO, ids=tuple(range(10, 17))))
-    image = record(SIZE, [A], [1])['image']
-    predictions = task.predict({}, {'image': image[None]})
-    said = {name: np.asarray(predictions[name][0]) for name in (*task.maps, *task.tables)}
-    with tempfile.TemporaryDirectory() as folder:
-      for name in ('a/000000000139', 'b'):
-        task.save(Path(folder), name, image, said)
-      task.finish(Path(folder))
-      told = json.loads((Path(folder) / 'panoptic.json').read_text())
-      rgb = np.asarray(Image.open(Path(folder) / 'panoptic/b.png')).astype(int)
-      drawn = np.asarray(Image.open(Path(folder) / 'overlays/b.png'))
+    image = record((50, 90), [A], [1])['image']
+    folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+    Image.fromarray(image).save(folder / 'one.png')
+    labeller = Labeller(config(), task, {})
+    for name in ('a/000000000139', '000000000139', 'of another run'):
+      labeller.label_picture(folder / 'one.png', folder, Path(name))
+    task.finish(folder, ['a/000000000139', '000000000139'])
+    told = json.loads((folder / 'panoptic.json').read_text())
+    rgb = np.asarray(Image.open(folder / 'panoptic/000000000139.png')).astype(int)
+    drawn = np.asarray(Image.open(folder / 'overlays/000000000139.png'))
+    self.assertEqual(rgb.shape, image.shape)
     ids = rgb @ (1, 256, 65536)
     first, second = told['annotations']
-    self.assertEqual((first['image_id'], second['image_id']), (139, 'b'))
+    self.assertEqual((first['image_id'], second['image_id']), ('a/000000000139', 139))
     self.assertEqual(first['file_name'], 'a/000000000139.png')
     segments = {row['id']: row for row in second['segments_info']}
     self.assertEqual(set(segments), set(np.unique(ids)))

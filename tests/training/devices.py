@@ -5,6 +5,7 @@ after the other, and prints a line of JSON for each.
 """
 
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -18,16 +19,25 @@ import jax
 import optax
 
 from seg_jax import runtime, settings
+from seg_jax.data import pipeline
 from seg_jax.data.datasets import open_dataset
+from seg_jax.models import OF_OBJECTS
 from seg_jax.tasks import build_task
 from seg_jax.tasks.semantic import SemanticTask
 from seg_jax.training import evaluation, loop
 from seg_jax.training.logs import read_metrics
-from seg_jax.training.mesh import mesh_of, replicated, state_shardings, steps_like
+from seg_jax.training.mesh import mesh_of, replicated, shard_batch, state_shardings, steps_like
 from seg_jax.training.step import init_state
 
 SMALL = {  # by the name of their config
-  'mask_rcnn': {'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1},
+  'panoptic_fpn': {
+    'backbone_width': 1 / 16,
+    'width': 8,
+    'box_features': 8,
+    'mask_convs': 1,
+    'semantic_width': 8,
+    'score_threshold': 0.0,
+  },
   'unet': {'width': 2, 'depth': 2},
   'segnet': {'width': 2},
   'several_decoders': {'width': 2, 'depth': 2, 'uncertainty': True},
@@ -58,7 +68,12 @@ def config_of(case: dict):
 
 
 def outcome(case: dict, workdir: Path) -> dict:
-  """The losses of the steps, the scores of the first weights, and what lies where."""
+  """The losses of the steps, the scores of the first weights, and what lies where.
+
+  Of objects, `first_step`.
+  """
+  if case['system'] in OF_OBJECTS:
+    return first_step(case)
   config, matrices = config_of(case), []
 
   def figures(task, state):
@@ -89,6 +104,29 @@ def outcome(case: dict, workdir: Path) -> dict:
     'share': parts.sharding.shard_shape(parts.shape),  # of the pictures, on each device
     'split': sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(shardings)),
   }
+
+
+def first_step(case: dict) -> dict:
+  """The loss of the first batch and its gradient's norm, and what is counted of its predictions."""
+  config = config_of(case)
+  source = open_dataset(config.data, 'train', config.seed)
+  task, mesh, key = build_task(config, source.info), mesh_of(config), jax.random.key(0)
+  batch = next(pipeline.train_batches(source, config.data, seed=config.seed))
+  batch = shard_batch({name: batch[name] for name in task.batch_keys}, mesh)
+
+  @functools.partial(jax.jit, out_shardings=replicated(mesh))
+  def step(key, batch):
+    variables = task.init(key, batch)
+
+    def objective(params):
+      return task.loss(variables | {'params': params}, batch, key, train=True)[0]
+
+    loss, gradient = jax.value_and_grad(objective)(variables['params'])
+    return loss, optax.tree.norm(gradient), task.count(task.predict(variables, batch), batch)
+
+  loss, norm, counts = step(key, batch)
+  result = task.result(task.merge(task.empty(), jax.device_get(counts)))
+  return {'loss': float(loss), 'norm': float(norm), 'result': result}
 
 
 @contextlib.contextmanager

@@ -199,7 +199,7 @@ class FileTest(parameterized.TestCase):
   def start(self, classes=CLASSES):
     files.write(self.path, self.arrays)
     fresh = fresh_state(shapes(len(classes)))
-    started, told = told_by(load.pretrained, fresh, config(NARROW, self.path), classes, None)
+    started, told = told_by(load.pretrained, fresh, config(NARROW, self.path), classes, 0, None)
     return load.flat({'params': started.params} | started.model_state), told
 
   def refused(self, message, **fields):
@@ -300,7 +300,7 @@ class FileTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       UserError, "model.pretrained is 'nowhere.pth', which does not exist"
     ):
-      load.pretrained(fresh_state(shapes()), config(NARROW, 'nowhere.pth'), CLASSES, None)
+      load.pretrained(fresh_state(shapes()), config(NARROW, 'nowhere.pth'), CLASSES, 0, None)
 
 
 class PlainVGGTest(absltest.TestCase):
@@ -341,7 +341,7 @@ class ClassLayersTest(parameterized.TestCase):
     (NARROW, ('head/score/kernel', 'head/score/bias', 'aux/score/kernel', 'aux/score/bias')),
   )
   def test_are_those_whose_shape_the_number_of_classes_gives(self, model, expected):
-    found = load.class_layers(config(model), 3)
+    found = load.class_layers(config(model), 3, 2)
     self.assertEqual(found, {f'params/{path}' for path in expected})
 
 
