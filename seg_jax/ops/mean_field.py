@@ -130,7 +130,9 @@ def smoothness(theta: float) -> Filter:
 
 def _normalised(kernel: Filter, shape) -> Filter:
   """D^-1/2 K D^-1/2, where D holds the sums of K's rows."""
-  scale = lax.rsqrt(kernel(jnp.ones((*shape, 1))) + 1e-20)
+  # Behind a barrier, or XLA computes it as it compiles, for seconds, and complains of that.
+  ones = lax.optimization_barrier(jnp.ones((*shape, 1)))
+  scale = lax.rsqrt(kernel(ones) + 1e-20)
   return lambda values: scale * kernel(scale * values)
 
 
