@@ -45,15 +45,20 @@ class CRFRNNTest(parameterized.TestCase):
   def test_untrained_it_is_the_dense_crf_of_the_pictures_own_colours(self, filter, train):
     """Ten iterations, five in training, with the Potts model and the weights 10 and 3."""
     picture = pictures(2, 9, 11)
+    again = np.asarray(normalised(picture)) * 255 * np.float32(STD)
+    np.testing.assert_allclose(again, picture - 255 * np.array(MEAN), atol=1e-3)
     model = CRFRNN(3, Pixelwise(), STD, filter=filter, theta_alpha=5.0, theta_beta=60.0)
 
     @jax.jit
     def run(images):
       outputs, variables = model.init_with_output(jax.random.key(0), images, train)
       unaries = Pixelwise().apply({'params': {'score': variables['params']['score']}}, images)
-      # The lattice's approximation depends on where in it a picture lies.
-      colours = picture - 255 * np.array(MEAN) if filter == 'lattice' else picture
-      kernels = mean_field.kernels(jnp.float32(colours), 5.0, 60.0, 3.0, mean_field.FILTERS[filter])
+      # The lattice's approximation depends on where in it a picture lies, to the last bit where
+      # coordinates are equal, so there the colours are got back as they are in the model.
+      colours = jnp.float32(picture)
+      if filter == 'lattice':
+        colours = images * (255 * jnp.asarray(STD, jnp.float32).reshape(1, 1, 1, -1))
+      kernels = mean_field.kernels(colours, 5.0, 60.0, 3.0, mean_field.FILTERS[filter])
       logits = mean_field.mean_field(
         unaries['logits'], kernels, (10.0, 3.0), mean_field.potts(3), 5 if train else 10
       )
