@@ -175,7 +175,9 @@ def draw_scene(rng: np.random.Generator, rows: int, columns: int) -> dict[str, n
 def _arrange(rng: np.random.Generator, rows: int, columns: int) -> tuple[_Camera, list[_Cutout]]:
   """A camera, and what stands before it, from far to near."""
   horizon = -rows * rng.uniform(0.25, 0.8)
-  camera = _Camera(rng.uniform(1.2, 2.2), 1.3 * max(rows, columns), columns / 2, horizon)
+  rng.uniform()  # not used; results are told of the scenes that come of what is drawn after it
+  # All things grow with the camera's height, so a picture cannot tell it: it is the same in all.
+  camera = _Camera(1.7, 1.3 * max(rows, columns), columns / 2, horizon)
   cutouts = [_stand_somewhere(rng, camera, rows, columns) for _ in range(rng.integers(3, 9))]
   return camera, sorted(cutouts, key=lambda cutout: -cutout.centre[2])
 
