@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from seg_jax import settings
 from seg_jax.data.datasets import DATASETS
 from seg_jax.data.datasets.shapes import INFO
-from seg_jax.models import MODELS
+from seg_jax.models import MODELS, OF_OBJECTS
 from seg_jax.tasks import build_task
 from seg_jax.training.optimizer import make_optimizer, make_schedule
 from seg_jax.training.step import init_state, make_step
@@ -31,7 +31,6 @@ DEEP = (
   'refinenet',
   'several_decoders',
 )
-OF_OBJECTS = ('mask_rcnn', 'panoptic_fpn')
 
 
 class ConfigsTest(parameterized.TestCase):

@@ -58,6 +58,12 @@ def crop(
   return cells.mean((2, 4))
 
 
+def first(masks: Bool[Array, '*N K H W']) -> Int[Array, '*N H W']:
+  """The number of the first mask that covers a pixel, from 1; 0 where none does."""
+  numbers = jnp.argmax(masks, -3).astype(jnp.int32) + 1
+  return jnp.where(jnp.any(masks, -3), numbers, 0)
+
+
 def overlaps(
   a: Bool[Array, '*N A H W'], b: Bool[Array, '*N B H W']
 ) -> tuple[Float[Array, '*N A B'], Float[Array, '*N A'], Float[Array, '*N B']]:

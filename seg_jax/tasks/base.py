@@ -114,7 +114,8 @@ class Task(abc.ABC):
     images = _unit(batch['image'])
     inputs = resize_bilinear(self._normalise(images), self.scaled(images.shape[1:3]))
     outputs = self.model.apply(variables, inputs, train=False)
-    return self.read(outputs | {name: batch[name] for name in ('size',) if name in batch}, images)
+    whole = jnp.broadcast_to(jnp.int32(images.shape[1:3]), (len(images), 2))
+    return self.read(outputs | {'size': batch.get('size', whole)}, images)
 
   def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
     """The rows and columns that the model works at, for pictures of `size`."""
@@ -147,8 +148,8 @@ class Task(abc.ABC):
   def read(self, outputs: dict, images: jax.Array) -> dict:
     """Predictions at the size of `images` in [0, 1], each of `maps` among them.
 
-    `outputs` are the model's, and the batch's `size` int32 [N, 2] where it has that: the rows and
-    columns of each picture without what is padded behind.
+    `outputs` are the model's, and `size` int32 [N, 2]: the rows and columns of each picture without
+    what is padded behind, as far as the batch tells.
     """
 
   @abc.abstractmethod

@@ -80,37 +80,41 @@ class InstanceTask(Task):
     each. A detector alone has its boxes for masks.
     """
     size = images.shape[1:3]
-    inside = outputs.get('size', jnp.broadcast_to(jnp.int32(size), (len(images), 2)))
     rows, columns = (n / m for n, m in zip(size, self.scaled(size), strict=True))
     boxes = outputs['boxes'] * jnp.float32([rows, columns] * 2).reshape(1, 1, 4)
-    boxes = jnp.minimum(boxes, jnp.tile(inside, 2)[:, None].astype(jnp.float32))
+    boxes = jnp.minimum(boxes, jnp.tile(outputs['size'], 2)[:, None].astype(jnp.float32))
     found = outputs['found'] & (box_ops.area(boxes) > 0)
     small = outputs.get('masks', jnp.ones((*boxes.shape[:2], 28, 28)))
-    there = [
-      jnp.arange(n, dtype=jnp.int32)[None] < inside[:, axis, None] for axis, n in enumerate(size)
-    ]
+    inside = self.inside(outputs, size)
 
     def paste(of_each):  # one object of every picture
       masks, boxes, found = of_each
       solid = object_masks.paste(masks, boxes, size) > 0.5
-      return solid & there[0][:, :, None] & there[1][:, None] & found[:, None, None]
+      return solid & inside & found[:, None, None]
 
     # Objects in turns, and not pictures, which may lie on different devices.
     by_object = (jnp.swapaxes(x, 0, 1) for x in (small, boxes, found))
     masks = jnp.swapaxes(lax.map(paste, tuple(by_object)), 0, 1)
     outputs = outputs | {'found': found}
     count = jnp.sum(self._seen(outputs), -1, dtype=jnp.int32)
-    first = jnp.argmax(masks, 1).astype(jnp.int32) + 1
-    seen = jnp.any(masks, 1) & (first <= count[:, None, None])
+    numbers = object_masks.first(masks)
     classes = jnp.int32([0, *self.info.things])[outputs['classes']]
     return {
-      'instances': jnp.where(seen, first, 0),
+      'instances': jnp.where(numbers <= count[:, None, None], numbers, 0),
       'boxes': boxes,
       'scores': outputs['scores'],
       'classes': classes,
       'found': found,
       'object_masks': masks,
     }
+
+  def inside(self, outputs: dict, size: tuple[int, int]) -> jax.Array:
+    """Which pixels are not padded behind a picture: bool [N, H, W]."""
+    rows, columns = (
+      jnp.arange(n, dtype=jnp.int32)[None] < outputs['size'][:, axis, None]
+      for axis, n in enumerate(size)
+    )
+    return rows[:, :, None] & columns[:, None]
 
   def _seen(self, prediction):
     """The detections that are drawn and written: the first ones, as the best come first."""
@@ -173,8 +177,7 @@ class InstanceTask(Task):
 
   def render(self, image: np.ndarray, prediction: Maps, target: Maps) -> list[np.ndarray]:
     """Panels uint8 [h, w, 3], one under each of `headings`; small pictures are enlarged."""
-    masks = target['masks']
-    truth = np.where(masks.any(0), masks.argmax(0) + 1, 0).astype(np.int32)
+    truth = np.asarray(object_masks.first(target['masks']))
     large, truth, found = pictures.enlarge(image, truth, prediction['instances'])
     factor = len(large) // len(image)
     return [

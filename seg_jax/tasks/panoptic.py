@@ -13,11 +13,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from seg_jax import IGNORE, atomic, losses, pictures
 from seg_jax.metrics import panoptic as metrics
-from seg_jax.ops import panoptic
+from seg_jax.metrics import semantic
+from seg_jax.ops import object_masks, panoptic
 from seg_jax.ops.resizing import resize_bilinear
 from seg_jax.tasks.base import Maps
 from seg_jax.tasks.instance import InstanceTask
@@ -46,6 +46,10 @@ class PanopticTask(InstanceTask):
     label = jax.ShapeDtypeStruct((batch_size, *size), jnp.int32)
     return super().example(batch_size, size) | {'label': label}
 
+  @property
+  def _ids(self):
+    return self.info.ids or range(self.info.num_classes)
+
   def _stuff_of(self, label):
     """0 for things, k for the k-th kind of stuff; what is ignored stays so."""
     kinds = np.full(IGNORE + 1, IGNORE, np.int32)
@@ -56,8 +60,8 @@ class PanopticTask(InstanceTask):
   def loss_of(self, outputs: dict, batch: dict):
     """Mask R-CNN's terms and cross entropy; each is told."""
     total, logs = super().loss_of(outputs, batch)
-    semantic = losses.cross_entropy(outputs['logits'], self._stuff_of(batch['label']))
-    return total + self.loss_config.weights.semantic * semantic, logs | {'semantic': semantic}
+    stuff = losses.cross_entropy(outputs['logits'], self._stuff_of(batch['label']))
+    return total + self.loss_config.weights.semantic * stuff, logs | {'semantic': stuff}
 
   def read(self, outputs: dict, images: jax.Array) -> dict:
     """What `InstanceTask` reads, and `panoptic` int32 [N, H, W]."""
@@ -71,10 +75,7 @@ class PanopticTask(InstanceTask):
       )
 
     stuff = jnp.argmax(logits, -1).astype(jnp.int32)
-    if 'size' in outputs:  # what is padded behind is no stuff
-      rows, columns = (outputs['size'][:, axis, None, None] for axis in (0, 1))
-      stuff = jnp.where(_places(stuff.shape, 1) < rows, stuff, 0)
-      stuff = jnp.where(_places(stuff.shape, 2) < columns, stuff, 0)
+    stuff = jnp.where(self.inside(outputs, images.shape[1:3]), stuff, 0)
     segments = merge(read['object_masks'], read['scores'], read['found'], stuff)
     return read | {'panoptic': segments}
 
@@ -107,7 +108,7 @@ class PanopticTask(InstanceTask):
 
   def merge(self, state: dict, counts: dict) -> dict:
     """`state` with the pictures of a batch, without the rows that fill them up."""
-    quality = jax.tree.map(np.add, state['quality'], counts['quality'])
+    quality = semantic.merge(state['quality'], counts['quality'])
     rest = {name: array for name, array in counts.items() if name != 'quality'}
     return super().merge(state, rest) | {'quality': quality}
 
@@ -128,7 +129,7 @@ class PanopticTask(InstanceTask):
 
   def render(self, image: np.ndarray, prediction: Maps, target: Maps) -> list[np.ndarray]:
     """Panels uint8 [h, w, 3], one under each of `headings`; small pictures are enlarged."""
-    truth = np.asarray(_truth(target['masks'], np.asarray(self._stuff_of(target['label']))))
+    truth = np.asarray(_truth(target['masks'], self._stuff_of(target['label'])))
     large, truth, found = pictures.enlarge(image, truth, prediction['panoptic'])
     return [
       large,
@@ -153,14 +154,13 @@ class PanopticTask(InstanceTask):
     among its `annotations`. `finish` joins them all.
     """
     segments, classes = prediction['panoptic'], self._classes(prediction)
-    ids = self.info.ids or range(self.info.num_classes)
     rows = []
     for k in np.unique(segments[segments > 0]).tolist():
       (y,), (x,) = (np.nonzero((segments == k).any(axis)) for axis in (1, 0))
       rows.append(
         {
           'id': k,
-          'category_id': ids[classes[k - 1]],
+          'category_id': self._ids[classes[k - 1]],
           'area': int(np.sum(segments == k)),
           'bbox': [int(n) for n in (x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1)],
           'iscrowd': 0,
@@ -181,23 +181,15 @@ class PanopticTask(InstanceTask):
     """`panoptic.json`, with the `annotations` of `names`, and the `categories`."""
     paths = [folder / 'panoptic' / f'{name}.json' for name in names]
     annotations = [json.loads(path.read_bytes()) for path in paths]
-    ids = self.info.ids or range(self.info.num_classes)
     categories = [
-      {'id': ids[k], 'name': name, 'isthing': int(k in self.info.things)}
+      {'id': self._ids[k], 'name': name, 'isthing': int(k in self.info.things)}
       for k, name in enumerate(self.info.class_names)
     ]
     joined = {'annotations': annotations, 'categories': categories}
     atomic.write_bytes(folder / 'panoptic.json', json.dumps(joined).encode())
 
 
-def _places(shape, axis):
-  return lax.broadcasted_iota(jnp.int32, shape, axis)
-
-
 def _truth(masks, stuff):
   """The map of segments, from objects [M, H, W] and `_stuff_of` labels [H, W]."""
-  count = len(masks)
-  covered, first = masks.any(0), masks.argmax(0).astype(np.int32) + 1
-  xp = jnp if isinstance(masks, jax.Array) else np
-  known = (stuff > 0) & (stuff != IGNORE)
-  return xp.where(covered, first, xp.where(known, count + stuff, 0)).astype(np.int32)
+  numbers, known = object_masks.first(masks), (stuff > 0) & (stuff != IGNORE)
+  return jnp.where((numbers == 0) & known, len(masks) + stuff, numbers)

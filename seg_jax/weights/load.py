@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 
 from seg_jax import errors
-from seg_jax.models import OF_OBJECTS, build_model
+from seg_jax.models import build_model
 from seg_jax.weights import convert, files, names
 from seg_jax.weights.names import Table
 
@@ -150,16 +150,11 @@ def take(state, found: Found, of_classes: Collection[str], channels: int):
 def class_layers(config: ml_collections.ConfigDict, num_classes: int, num_things: int) -> set[str]:
   """The paths of the arrays whose shape follows from the number of classes, or of things."""
   image = jax.ShapeDtypeStruct((1, *config.data.crop_size, config.data.channels), jnp.float32)
-  counts = [(num_classes, num_things), (num_classes + 1, num_things + 1)]
-  if config.model.name in OF_OBJECTS:
-    counts.append((num_classes + 1, num_things))  # one more kind of stuff
-  here, *others = (
-    flat(jax.eval_shape(build_model(config, *count).init, jax.random.key(0), image))
-    for count in counts
+  here, other = (
+    flat(jax.eval_shape(build_model(config, *counts).init, jax.random.key(0), image))
+    for counts in ((num_classes, num_things), (num_classes + 2, num_things + 1))  # and one stuff
   )
-  return {
-    name for name, leaf in here.items() if any(leaf.shape != other[name].shape for other in others)
-  }
+  return {name for name, leaf in here.items() if leaf.shape != other[name].shape}
 
 
 def flat(tree) -> dict[str, jax.Array]:
