@@ -7,9 +7,9 @@
 
 The last starts from a ResNet-50 trained on ImageNet and has the paper's rates and its 160,000
 steps of 16 pictures (section 3.1), with batch norm frozen; pictures are not brought to 800 rows but
-cut from a zoom, as one program wants one shape. The larger net is `--config.model.backbone=
-resnet101`.
-Without masks, `--config.model.masks=false`, it is Faster R-CNN, which says what is where.
+cut from a zoom, as one program wants one shape. The larger net is
+`--config.model.backbone=resnet101`. Without masks, `--config.model.masks=false`, it is Faster
+R-CNN, which says what is where.
 
 On the generated scenes: mask AP50 0.76 and AP 0.45 on val, 20 minutes on two CPU cores.
 """

@@ -11,6 +11,7 @@ from seg_jax.data import instances
 from seg_jax.data.datasets.shapes import INFO
 from seg_jax.tasks import build_task
 from tests.configs_test import CONFIGS
+from tests.tasks.rectangles import TINY
 
 SMALLER = {
   'conv_only': {'width': 4, 'layers': 2},
@@ -26,15 +27,9 @@ SMALLER = {
   'fcn8s': {'width': 4, 'fc_features': 16},
   'fcn_resnet': {'backbone_width': 1 / 16},
   'hrnet': {'backbone_width': 0.25, 'modules': (1, 1, 1), 'units': 1},
-  'mask_rcnn': {'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1},
+  'mask_rcnn': TINY,
   'multi_scale': {'width': 2, 'scales': 2, 'hidden': 8},
-  'panoptic_fpn': {
-    'backbone_width': 1 / 16,
-    'width': 8,
-    'box_features': 8,
-    'mask_convs': 1,
-    'semantic_width': 8,
-  },
+  'panoptic_fpn': TINY | {'semantic_width': 8},
   'recurrent_scene': {'width': 4, 'kernel_size': 3},
   'refinenet': {'backbone_width': 0.125, 'width': 8, 'chained_pooling': 1},
   'segnet': {'width': 4},

@@ -20,22 +20,15 @@ from seg_jax.training.evaluation import Evaluator
 from seg_jax.training.mesh import make_mesh
 from seg_jax.training.optimizer import make_optimizer, make_schedule
 from seg_jax.training.step import init_state
-from tests.tasks.rectangles import Fixed, Pictures, record
-
-TINY = {'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1, 'detections': 10}
+from tests.tasks.rectangles import SHARES, SIZE, TINY, A, B, Fixed, Pictures, record
 
 
 def config(max_instances=4, **fields):
   config = mask_rcnn.get_config()
-  config.model.update(TINY | fields)
+  config.model.update(TINY | {'detections': 10} | fields)
   config.data.max_instances = max_instances
   config.eval.update({'batch_size': 2, 'size_multiple': 32, 'num_pictures': 2})
   return config
-
-
-A, B = (16, 8, 48, 56), (4, 60, 60, 92)  # in pictures of 64 x 96
-SIZE = (64, 96)
-SHARES = {box: tuple(n / m for n, m in zip(box, (*SIZE, *SIZE), strict=True)) for box in (A, B)}
 
 
 def evaluated(task, records, workdir, config):

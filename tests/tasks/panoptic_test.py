@@ -15,17 +15,12 @@ from seg_jax.inference.predict import Labeller
 from seg_jax.tasks import build_task
 from seg_jax.training.evaluation import Evaluator
 from seg_jax.training.mesh import make_mesh
-from tests.tasks.rectangles import Fixed, Pictures, record
-
-A, B = (16, 8, 48, 56), (4, 60, 60, 92)  # in pictures of 64 x 96
-SIZE = (64, 96)
-SHARES = {box: tuple(n / m for n, m in zip(box, (*SIZE, *SIZE), strict=True)) for box in (A, B)}
+from tests.tasks.rectangles import SHARES, SIZE, TINY, A, B, Fixed, Pictures, record
 
 
 def config():
   config = panoptic_fpn.get_config()
-  config.model.update({'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1})
-  config.model.update({'detections': 10, 'semantic_width': 8})
+  config.model.update(TINY | {'detections': 10, 'semantic_width': 8})
   config.data.max_instances = 4
   config.eval.update({'batch_size': 2, 'size_multiple': 32, 'num_pictures': 2})
   return config

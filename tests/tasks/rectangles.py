@@ -8,6 +8,12 @@ from seg_jax.data import instances
 from seg_jax.data.datasets.shapes import INFO
 from tests.tasks.memory import Memory
 
+# A small Mask R-CNN.
+TINY = {'backbone_width': 1 / 16, 'width': 8, 'box_features': 8, 'mask_convs': 1}
+A, B = (16, 8, 48, 56), (4, 60, 60, 92)  # in pictures of 64 x 96
+SIZE = (64, 96)
+SHARES = {box: tuple(n / m for n, m in zip(box, (*SIZE, *SIZE), strict=True)) for box in (A, B)}
+
 
 def record(size, boxes, classes, crowds=None):
   """A picture of rectangles, boxes y0, x0, y1, x1."""

@@ -28,16 +28,10 @@ from seg_jax.training import evaluation, loop
 from seg_jax.training.logs import read_metrics
 from seg_jax.training.mesh import mesh_of, replicated, shard_batch, state_shardings, steps_like
 from seg_jax.training.step import init_state
+from tests.tasks.rectangles import TINY
 
 SMALL = {  # by the name of their config
-  'panoptic_fpn': {
-    'backbone_width': 1 / 16,
-    'width': 8,
-    'box_features': 8,
-    'mask_convs': 1,
-    'semantic_width': 8,
-    'score_threshold': 0.0,
-  },
+  'panoptic_fpn': TINY | {'semantic_width': 8, 'score_threshold': 0.0},
   'unet': {'width': 2, 'depth': 2},
   'segnet': {'width': 2},
   'several_decoders': {'width': 2, 'depth': 2, 'uncertainty': True},
