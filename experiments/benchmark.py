@@ -52,6 +52,7 @@ _QUICK = flags.DEFINE_bool(
   'quick', False, 'a narrow U-Net, few rounds: to see that all of it works'
 )
 
+LARGE_PAGES = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # as in run.sh
 CLASSES = 21
 ROUNDS, QUICK_ROUNDS = 11, 2  # of turns; the median counts
 SIDES = OURS, EAGER, COMPILED = 'seg_jax', 'PyTorch', 'PyTorch compiled'
@@ -65,7 +66,8 @@ training mode with batch statistics, cross entropy without the ignored pixels (a
 auxiliary head, if there is one), all gradients, and AdamW with decay of the kernels alone. Ours is
 the suite's own step, one program whose state is donated, and also computes the norm of the gradient
 for the log; PyTorch's is forward, `backward` and its fused AdamW, channels-last, with the model and
-its loss under `torch.compile` in the compiled form. {precision}
+its loss under `torch.compile` in the compiled form. {precision} On Linux, all sides have their
+arrays in large pages, as `./run.sh` asks for.
 
 DeepLab v3 and FCN on ResNet-50 are torchvision's; the others are written for this page in
 `experiments/torch_models.py`, layer by layer the same as ours; both have equally many parameters.
@@ -140,8 +142,10 @@ def specification(system: str, shape: tuple[int, ...], machine: dict, quick: boo
 def start(side: str) -> Worker:
   """The process of a side."""
   if side == OURS:
-    return Worker('-m', 'experiments.benchmark_jax', XLA_PYTHON_CLIENT_PREALLOCATE='false')
-  return Worker('-m', 'experiments.benchmark_torch', TORCHINDUCTOR_FORCE_DISABLE_CACHES='1')
+    own = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+    return Worker('-m', 'experiments.benchmark_jax', **own, **LARGE_PAGES)
+  own = {'TORCHINDUCTOR_FORCE_DISABLE_CACHES': '1'}
+  return Worker('-m', 'experiments.benchmark_torch', **own, **LARGE_PAGES)
 
 
 def sides(system: str, machine: dict) -> list[str]:

@@ -137,7 +137,8 @@ def num_parameters(config: ml_collections.ConfigDict, num_classes: int) -> int:
 def multiply_adds(jaxpr) -> int:
   """Of all convolutions and matrix products in a traced function, a loop's as often as it turns.
 
-  (XLA's own analysis counts a loop's body once.)
+  (XLA's own analysis counts a loop's body once.) Of branches the last one counts: of the forms for
+  several platforms, the plain one.
   """
   total = 0
   for equation in jaxpr.eqns:
@@ -150,6 +151,8 @@ def multiply_adds(jaxpr) -> int:
     elif equation.primitive.name == 'dot_general':
       (contracted, _), _ = equation.params['dimension_numbers']
       total += outputs * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+    for branch in equation.params.get('branches', ())[-1:]:
+      total += multiply_adds(branch.jaxpr)
     turns = equation.params.get('length', 1)  # of a scan
     for value in equation.params.values():
       inner = getattr(value, 'jaxpr', value)

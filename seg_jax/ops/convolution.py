@@ -1,11 +1,12 @@
 """Convolutions in the form that is quickest on a CPU, with gradients to match.
 
-XLA's own are kept wherever they are as quick. Its 1x1 convolutions have a slow gradient of the
-kernel, two to three times a matrix product's; over a batch that no cache holds the others' takes up
-to four times as long as those of its pictures one by one; its depthwise and grouped ones have slow
-gradients of both, ten times and more; kernels larger than the map, as FCN's 7x7 fc6 on few pixels,
-are up to sixty times slower than they need be, both ways. Forward-mode and second derivatives are
-given up for it.
+XLA's own are kept wherever they are as quick. Its 3x3 convolutions of many channels take up to
+twice the time that fewer products take (`winograd`); its 1x1 convolutions have a slow gradient of
+the kernel, two to three times a matrix product's; over a batch that no cache holds the others'
+takes up to four times as long as those of its pictures one by one; its depthwise and grouped ones
+have slow gradients of both, ten times and more; kernels larger than the map, as FCN's 7x7 fc6 on
+few pixels, are up to sixty times slower than they need be, both ways. Forward-mode and second
+derivatives are given up for it.
 """
 
 import functools
@@ -18,11 +19,14 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from seg_jax.ops import channels
+from seg_jax.ops import channels, winograd
 
 # Values that the kernels of a batch read, each as often as it is read, from which on a gradient of
 # the kernel is taken picture by picture.
 _LARGE = 2**22
+# From here on Winograd's form is quicker, by more than its compilation takes: channels that go in
+# and that come out, pixels, and products of the definition.
+_CHANNELS, _PIXELS, _PRODUCTS = 64, 256, 2**28
 CONVOLUTION = 'convolution'  # the name, for `jax.checkpoint`, of what a convolution gives
 
 
@@ -40,9 +44,10 @@ def convolve(
   """`lax.conv_general_dilated` of channels-last maps; `nn.Conv` takes it as its own argument.
 
   1x1 kernels become matrix products, depthwise kernels (as many groups as channels, in and out)
-  sums of shifted products, kernels larger than the map a matrix product over all that they see, and
-  other groups are convolved one after the other. Outer taps that read nothing but padding, as those
-  of a large rate on a small map, are left out.
+  sums of shifted products, kernels larger than the map a matrix product over all that they see, 3x3
+  kernels of many channels sixteen products over tiles (on one CPU device, in float32), and other
+  groups are convolved one after the other. Outer taps that read nothing but padding, as those of a
+  large rate on a small map, are left out.
   """
   y = _convolved(
     x,
@@ -98,15 +103,56 @@ def _plain(x, kernel, geometry):
   return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=rates, **dict(options))
 
 
-_convolution = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+def _value(x, kernel, geometry):
+  plain = functools.partial(_plain, geometry=geometry)
+  if not _minimal(x, kernel, geometry):
+    return plain(x, kernel)
+  minimal = functools.partial(winograd.convolve, padding=geometry.padding, rate=geometry.rates[0])
+  return lax.platform_dependent(x, kernel, cpu=minimal, default=plain)
+
+
+_convolution = jax.custom_vjp(_value, nondiff_argnums=(2,))
 
 
 def _forward(x, kernel, geometry):
-  return _plain(x, kernel, geometry), (x, kernel)
+  return _value(x, kernel, geometry), (x, kernel)
 
 
 def _backward(geometry, saved, gradient):
-  x, kernel = saved
+  plain = functools.partial(_gradients, geometry=geometry)
+  if not _minimal(*saved, geometry):
+    return plain(*saved, gradient)
+  minimal = functools.partial(winograd.gradients, padding=geometry.padding, rate=geometry.rates[0])
+  return lax.platform_dependent(*saved, gradient, cpu=minimal, default=plain)
+
+
+_convolution.defvjp(_forward, _backward)
+
+
+def _minimal(x, kernel, geometry) -> bool:
+  """Whether Winograd's form is quicker on a CPU; on several devices it exchanges too much."""
+  strides, padding, (rate, other), _ = geometry
+  if (
+    kernel.shape[:2] != (3, 3)
+    or strides != (1, 1)
+    or rate != other
+    or not {*padding[0], *padding[1]} <= {0, rate, 2 * rate}
+    or not x.dtype == kernel.dtype == jnp.float32
+    or min(kernel.shape[2:]) < _CHANNELS
+    or jax.device_count() > 1
+  ):
+    return False
+  size = [n + sum(ends) - 2 * rate for n, ends in zip(x.shape[1:3], padding, strict=True)]
+  tiled = [-(-n // (2 * rate)) * 2 * rate for n in size]
+  pixels = len(x) * math.prod(size)
+  return (
+    pixels >= _PIXELS
+    and pixels * kernel.size >= _PRODUCTS
+    and math.prod(tiled) <= 1.5 * math.prod(size)
+  )
+
+
+def _gradients(x, kernel, gradient, geometry):
 
   def of_kernel(x, gradient, geometry=geometry):
     _, pullback = jax.vjp(lambda kernel: _plain(x, kernel, geometry), kernel)
@@ -123,9 +169,6 @@ def _backward(geometry, saved, gradient):
     return pullback(gradient)[0], of_kernel(x, gradient)
   how = {'cpu': picture_by_picture, 'default': of_kernel}
   return pullback(gradient)[0], lax.platform_dependent(x, gradient, **how)
-
-
-_convolution.defvjp(_forward, _backward)
 
 
 def _shifted_products(x, kernel, geometry):

@@ -25,6 +25,7 @@ from experiments import (
 from seg_jax.errors import UserError
 from seg_jax.models.conv_only import ConvOnly, multiply_adds
 from seg_jax.models.unet import UNet
+from seg_jax.ops.convolution import convolve
 from seg_jax.training import loop
 from tests.training import tiny
 
@@ -63,6 +64,11 @@ class MultiplyAddsTest(absltest.TestCase):
 
     jaxpr = jax.make_jaxpr(function)(jnp.zeros((5, 2, 4))).jaxpr
     self.assertEqual(study.multiply_adds(jaxpr), 5 * 2 * 4 * 7)
+
+  def test_counts_a_convolution_as_defined_though_a_cpu_does_it_with_fewer_products(self):
+    x, kernel = jnp.zeros((1, 64, 64, 64)), jnp.zeros((3, 3, 64, 128))
+    jaxpr = jax.make_jaxpr(lambda x, kernel: convolve(x, kernel, (1, 1), 'SAME'))(x, kernel).jaxpr
+    self.assertEqual(study.multiply_adds(jaxpr), 64 * 64 * kernel.size)
 
 
 class StudiesTest(absltest.TestCase):

@@ -1,0 +1,126 @@
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+
+from seg_jax.ops import convolution, winograd
+
+# [N, H, W, C, D], padding and rate
+GEOMETRIES = {
+  'same': ((2, 8, 6, 5, 7), ((1, 1), (1, 1)), 1),
+  'odd': ((1, 7, 9, 3, 4), ((1, 1), (1, 1)), 1),
+  'valid': ((2, 9, 8, 3, 4), ((0, 0), (0, 0)), 1),
+  'full': ((2, 5, 4, 3, 4), ((2, 2), (2, 2)), 1),
+  'uneven': ((2, 9, 8, 3, 4), ((2, 0), (1, 2)), 1),
+  'one_row': ((2, 3, 3, 3, 4), ((0, 0), (2, 2)), 1),
+  'dilated': ((2, 8, 9, 3, 4), ((2, 2), (2, 2)), 2),
+  'dilated_uneven': ((2, 8, 9, 3, 4), ((4, 2), (0, 2)), 2),
+  'dilated_more': ((1, 11, 10, 3, 4), ((3, 3), (3, 3)), 3),
+}
+
+
+def arrays(shape):
+  n, rows, columns, inputs, outputs = shape
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(n, rows, columns, inputs))
+  kernel = rng.normal(size=(3, 3, inputs, outputs)) / np.sqrt(9 * inputs)
+  return x.astype(np.float32), kernel.astype(np.float32)
+
+
+def by_definition(x, kernel, padding, rate):
+  """The convolution, tap by tap, in float64."""
+  x = np.pad(x.astype(np.float64), ((0, 0), *padding, (0, 0)))
+  rows, columns = (n - 2 * rate for n in x.shape[1:3])
+  return sum(
+    x[:, i * rate : i * rate + rows, j * rate : j * rate + columns] @ kernel[i, j]
+    for i in range(3)
+    for j in range(3)
+  )
+
+
+def plainly(x, kernel, padding, rate):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (1, 1),
+    padding,
+    rhs_dilation=(rate, rate),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+def with_gradients(x, kernel, padding, rate, cotangent):
+  """Result and gradients by the definition: what is linear is its own derivative."""
+  _, pullback = jax.vjp(lambda x, kernel: plainly(x, kernel, padding, rate), x, kernel)
+  return by_definition(x, kernel, padding, rate), *pullback(cotangent)
+
+
+class WinogradTest(parameterized.TestCase):
+  # All at once, some pictures at a time, and bands of two rows.
+  @parameterized.product(geometry=tuple(GEOMETRIES), large=(2**22, 2000, 1))
+  def test_value_and_gradients(self, geometry, large):
+    shape, padding, rate = GEOMETRIES[geometry]
+    x, kernel = arrays(shape)
+    size = jax.eval_shape(lambda: plainly(x, kernel, padding, rate)).shape
+    cotangent = np.random.default_rng(1).normal(size=size).astype(np.float32)
+    expected = with_gradients(x, kernel, padding, rate, cotangent)
+    with mock.patch.object(winograd, '_LARGE', large):
+      y = jax.jit(winograd.convolve, static_argnums=(2, 3))(x, kernel, padding, rate)
+      of = jax.jit(winograd.gradients, static_argnums=(3, 4))(x, kernel, cotangent, padding, rate)
+    for got, right in zip((y, *of), expected, strict=True):
+      np.testing.assert_allclose(got, right, atol=2e-5)
+
+  def test_is_as_exact_as_a_plain_convolution_within_a_factor_of_three(self):
+    x, kernel = arrays((2, 16, 16, 128, 64))
+    padding = ((1, 1), (1, 1))
+    exact = by_definition(x, kernel, padding, 1)
+    own = np.abs(winograd.convolve(x, kernel, padding) - exact).max()
+    plain = np.abs(plainly(x, kernel, padding, 1) - exact).max()
+    self.assertLess(own, 3 * plain)
+
+  @parameterized.parameters(
+    ((4, 32, 32, 64), (3, 3, 64, 128), 1, True),
+    ((4, 32, 32, 64), (3, 3, 64, 128), 2, True),
+    ((4, 32, 32, 64), (3, 3, 64, 128), 12, False),  # half of the tiles would be padding
+    ((8, 64, 64, 64), (3, 3, 64, 32), 1, False),  # few channels
+    ((1, 8, 8, 512), (3, 3, 512, 1024), 1, False),  # few pixels
+    ((1, 32, 32, 64), (3, 3, 64, 128), 1, False),  # little to do
+    ((4, 32, 32, 64), (5, 5, 64, 128), 1, False),
+  )
+  def test_convolve_takes_it_where_it_pays(self, shape, kernel_shape, rate, taken):
+    x, kernel = jnp.zeros(shape), jnp.zeros(kernel_shape)
+
+    @jax.grad
+    def total(x, kernel):
+      return convolution.convolve(x, kernel, (1, 1), 'SAME', rhs_dilation=(rate, rate)).sum()
+
+    with (
+      mock.patch.object(winograd, 'convolve', wraps=winograd.convolve) as value,
+      mock.patch.object(winograd, 'gradients', wraps=winograd.gradients) as gradients,
+    ):
+      jax.make_jaxpr(total)(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+      self.assertFalse(value.called or gradients.called)
+      jax.make_jaxpr(total)(x, kernel)
+      self.assertEqual((value.called, gradients.called), (taken, taken))
+
+  def test_convolve_gives_the_same_with_it(self):
+    x, kernel = arrays((4, 32, 32, 64, 128))
+    cotangent = np.random.default_rng(1).normal(size=(4, 32, 32, 128)).astype(np.float32)
+
+    @jax.jit
+    def run(x, kernel):
+      y, pullback = jax.vjp(
+        lambda x, kernel: convolution.convolve(x, kernel, (1, 1), 'SAME'), x, kernel
+      )
+      return y, *pullback(cotangent)
+
+    expected = with_gradients(x, kernel, ((1, 1), (1, 1)), 1, cotangent)
+    for got, right in zip(run(x, kernel), expected, strict=True):
+      np.testing.assert_allclose(got, right, atol=1e-5 * np.abs(right).max())
+
+
+if __name__ == '__main__':
+  absltest.main()
