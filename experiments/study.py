@@ -263,10 +263,12 @@ def machine() -> dict:
   cpu = Path('/proc/cpuinfo')
   names = [n for n in (cpu.read_text() if cpu.exists() else '').splitlines() if 'model name' in n]
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  device = jax.devices()[0]
+  device, plural = jax.devices()[0], 's' * (cores > 1)
   processor = names[0].partition(':')[2].strip() if names else platform.processor()
   return {
-    'name': f'{cores} cores of {processor}' if device.platform == 'cpu' else device.device_kind,
+    'name': f'{cores} core{plural} of {processor}'
+    if device.platform == 'cpu'
+    else device.device_kind,
     'cores': cores,
     'versions': {name: importlib.metadata.version(name) for name in ('jax', 'flax')},
   }

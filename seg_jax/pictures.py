@@ -106,7 +106,8 @@ def draw_boxes(
 ) -> np.ndarray:
   """The image with frames and a line of text on each, the first ones on top.
 
-  `boxes` are y0, x0, y1, x1 in pixels, float [K, 4], and `colours` uint8 [K, 3].
+  `boxes` are y0, x0, y1, x1 in pixels, float [K, 4], and `colours` uint8 [K, 3]. Text more than
+  three times as wide as its frame is left out, as it would hide the neighbours of small objects.
   """
   picture = Image.fromarray(image)
   draw = ImageDraw.Draw(picture)
@@ -118,6 +119,8 @@ def draw_boxes(
     colour, dark = tuple(colour.tolist()), colour @ (0.3, 0.6, 0.1) < 140
     draw.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), None, colour, width)
     across = math.ceil(font.getlength(caption)) + 4
+    if across > 3 * (right - left):
+      continue
     x, y = max(0, min(left, columns - across)), top - line if top >= line else top
     draw.rectangle((x, y, x + across - 1, y + line - 1), colour)
     draw.text((x + 2, y), caption, 'white' if dark else 'black', font)

@@ -100,6 +100,13 @@ class DrawingTest(parameterized.TestCase):
     np.testing.assert_array_equal(image, 0)
     self.assertEqual(pictures.draw_boxes(image, boxes[:0], [], colours[:0]).max(), 0)
 
+  def test_text_that_would_hide_the_neighbours_of_a_small_object_is_left_out(self):
+    image, colours = np.zeros((80, 120, 3), np.uint8), np.uint8([(200, 0, 0)])
+    box = np.float32([(40, 40, 44, 44)])
+    framed = pictures.draw_boxes(image, box, ['a long name'], colours)
+    self.assertEqual(np.argwhere(framed.any(-1)).min(0).tolist(), [40, 40])
+    self.assertEqual(np.argwhere(framed.any(-1)).max(0).tolist(), [43, 43])
+
   def test_depth_is_coloured_from_near_to_far(self):
     depth = np.zeros((30, 90), np.float32)
     depth[:, 30:60], depth[:, 60:] = 2, 80
