@@ -62,6 +62,16 @@ def convolve(
   return checkpoint_name(y, CONVOLUTION)
 
 
+def product(x: Float[Array, '*places C'], matrix: Float[Array, 'C D']) -> Float[Array, '*places D']:
+  """`x @ matrix`, over pixels in one axis, so that a CPU need not turn them for the gradients.
+
+  Several devices may have pixels apart that one axis would bring together.
+  """
+  if jax.device_count() > 1:
+    return x @ matrix
+  return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
 def _convolved(
   x, kernel, window_strides, padding, lhs_dilation, rhs_dilation, feature_group_count, how
 ):
@@ -82,23 +92,13 @@ def _convolved(
   if feature_group_count == 1:
     if size == (1, 1) and padding == ((0, 0), (0, 0)):
       rows, columns = window_strides
-      return _product(x[:, ::rows, ::columns], kernel[0, 0])
+      return product(x[:, ::rows, ::columns], kernel[0, 0])
     if _exceeds(size, rhs_dilation, x.shape[1:3]):
       seen = jnp.concatenate(_shifted(x, size, geometry), -1)
-      return _product(seen, kernel.reshape(-1, kernel.shape[-1]))
+      return product(seen, kernel.reshape(-1, kernel.shape[-1]))
   groups = zip(*(jnp.split(a, feature_group_count, -1) for a in (x, kernel)), strict=True)
   parts = [_convolution(a, b, geometry) for a, b in groups]
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
-
-
-def _product(x, matrix):
-  """`x @ matrix`, over pixels in one axis, so that a CPU need not turn them for the gradients.
-
-  Several devices may have pixels apart that one axis would bring together.
-  """
-  if jax.device_count() > 1:
-    return x @ matrix
-  return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 class Geometry(NamedTuple):

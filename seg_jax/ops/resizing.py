@@ -14,7 +14,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Shaped
 
-from seg_jax.ops.convolution import CONVOLUTION
+from seg_jax.ops.convolution import CONVOLUTION, product
 
 
 def transposed_conv(
@@ -74,7 +74,7 @@ def _without_overlap(x, kernel):
   n, height, width, channels = x.shape
   stride, _, _, features = kernel.shape
   phases = [
-    (x @ kernel[u].transpose(1, 0, 2).reshape(channels, stride * features)).reshape(
+    product(x, kernel[u].transpose(1, 0, 2).reshape(channels, stride * features)).reshape(
       n, height, stride * width, features
     )
     for u in range(stride)
