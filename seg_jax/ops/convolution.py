@@ -25,8 +25,9 @@ from seg_jax.ops import channels, winograd
 # the kernel is taken picture by picture.
 _LARGE = 2**22
 # From here on Winograd's form is quicker, by more than its compilation takes: channels that go in
-# and that come out, pixels, and products of the definition.
-_CHANNELS, _PIXELS, _PRODUCTS = 64, 256, 2**28
+# and that come out, pixels, and products of the definition. Up to so many values that go in and
+# come out its copies of them do no harm; a large picture's would fill the memory.
+_CHANNELS, _PIXELS, _PRODUCTS, _VALUES = 64, 256, 2**28, 2**25
 CONVOLUTION = 'convolution'  # the name, for `jax.checkpoint`, of what a convolution gives
 
 
@@ -158,6 +159,7 @@ def _minimal(x, kernel, geometry) -> bool:
   return (
     pixels >= _PIXELS
     and pixels * kernel.size >= _PRODUCTS
+    and pixels * sum(kernel.shape[2:]) <= _VALUES
     and math.prod(tiled) <= 1.5 * math.prod(size)
   )
 

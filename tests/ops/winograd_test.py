@@ -88,6 +88,7 @@ class WinogradTest(parameterized.TestCase):
     ((8, 64, 64, 64), (3, 3, 64, 32), 1, False),  # few channels
     ((1, 8, 8, 512), (3, 3, 512, 1024), 1, False),  # few pixels
     ((1, 32, 32, 64), (3, 3, 64, 128), 1, False),  # little to do
+    ((1, 1024, 512, 64), (3, 3, 64, 64), 1, False),  # much to copy
     ((4, 32, 32, 64), (5, 5, 64, 128), 1, False),
   )
   def test_convolve_takes_it_where_it_pays(self, shape, kernel_shape, rate, taken):
