@@ -76,7 +76,8 @@ DeepLab v3 and FCN on ResNet-50 are torchvision's; the others are written for th
 of the machine's peak, the speed of a product of two large matrices in turns with the steps, that
 the model's multiply-adds reach: those of convolutions and matrix products in the forward pass, for
 training three times as many, the same number for all sides. Depthwise convolutions, norms,
-activations and resizing are not counted, nor what a large rate reads of nothing but padding.
+activations and resizing are not counted, nor what a large rate reads of nothing but padding. The
+definition's are counted, so a form with fewer, as Winograd's, may have more than all of the peak.
 A call includes its way through the pipe to the process and back, about a tenth of a millisecond on
 all sides.
 
