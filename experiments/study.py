@@ -265,10 +265,9 @@ def machine() -> dict:
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   device, plural = jax.devices()[0], 's' * (cores > 1)
   processor = names[0].partition(':')[2].strip() if names else platform.processor()
+  cpus = f'{cores} core{plural} of {processor}'
   return {
-    'name': f'{cores} core{plural} of {processor}'
-    if device.platform == 'cpu'
-    else device.device_kind,
+    'name': cpus if device.platform == 'cpu' else device.device_kind,
     'cores': cores,
     'versions': {name: importlib.metadata.version(name) for name in ('jax', 'flax')},
   }

@@ -115,11 +115,7 @@ def _plain(x, kernel, geometry):
 
 
 def _value(x, kernel, geometry):
-  plain = functools.partial(_plain, geometry=geometry)
-  if not _minimal(x, kernel, geometry):
-    return plain(x, kernel)
-  minimal = functools.partial(winograd.convolve, padding=geometry.padding, rate=geometry.rates[0])
-  return lax.platform_dependent(x, kernel, cpu=minimal, default=plain)
+  return _quicker(_plain, winograd.convolve, geometry, x, kernel)
 
 
 _convolution = jax.custom_vjp(_value, nondiff_argnums=(2,))
@@ -130,14 +126,19 @@ def _forward(x, kernel, geometry):
 
 
 def _backward(geometry, saved, gradient):
-  plain = functools.partial(_gradients, geometry=geometry)
-  if not _minimal(*saved, geometry):
-    return plain(*saved, gradient)
-  minimal = functools.partial(winograd.gradients, padding=geometry.padding, rate=geometry.rates[0])
-  return lax.platform_dependent(*saved, gradient, cpu=minimal, default=plain)
+  return _quicker(_gradients, winograd.gradients, geometry, *saved, gradient)
 
 
 _convolution.defvjp(_forward, _backward)
+
+
+def _quicker(plain, minimal, geometry, x, kernel, *gradient):
+  """One of these two functions of the arrays: the second on a CPU, where it pays."""
+  plain = functools.partial(plain, geometry=geometry)
+  if not _minimal(x, kernel, geometry):
+    return plain(x, kernel, *gradient)
+  minimal = functools.partial(minimal, padding=geometry.padding, rate=geometry.rates[0])
+  return lax.platform_dependent(x, kernel, *gradient, cpu=minimal, default=plain)
 
 
 def _minimal(x, kernel, geometry) -> bool:
@@ -165,7 +166,6 @@ def _minimal(x, kernel, geometry) -> bool:
 
 
 def _gradients(x, kernel, gradient, geometry):
-
   def of_kernel(x, gradient, geometry=geometry):
     _, pullback = jax.vjp(lambda kernel: _plain(x, kernel, geometry), kernel)
     return pullback(gradient)[0]
