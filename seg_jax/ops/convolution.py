@@ -20,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from seg_jax.ops import channels, winograd
+from seg_jax.ops.materialized import materialized
 
 # Values that the kernels of a batch read, each as often as it is read, from which on a gradient of
 # the kernel is taken picture by picture.
@@ -46,7 +47,7 @@ def convolve(
 
   1x1 kernels become matrix products, depthwise kernels (as many groups as channels, in and out)
   sums of shifted products, kernels larger than the map a matrix product over all that they see, 3x3
-  kernels of many channels sixteen products over tiles (on one CPU device, in float32), and other
+  kernels of many channels fewer products over tiles (on one CPU device, in float32), and other
   groups are convolved one after the other. Outer taps that read nothing but padding, as those of a
   large rate on a small map, are left out.
   """
@@ -197,7 +198,9 @@ def _depthwise_forward(x, kernel, geometry):
 
 def _depthwise_backward(geometry, saved, gradient):
   back = functools.partial(_depthwise_gradients, geometry)
-  return lax.platform_dependent(*saved, gradient, cpu=functools.partial(_apart, back), default=back)
+  return lax.platform_dependent(
+    *saved, gradient, cpu=functools.partial(materialized, back), default=back
+  )
 
 
 def _depthwise_gradients(geometry, x, kernel, gradient):
@@ -213,21 +216,6 @@ def _depthwise_gradients(geometry, x, kernel, gradient):
   seen = _shifted(x, kernel.shape[:2], geometry)
   of_taps = jnp.stack([channels.sums(part * gradient) for part in seen])
   return of_x, of_taps.reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _apart(function, x, kernel, gradient):
-  """`function` of these, in a branch: what goes in and out is stored once.
-
-  Otherwise XLA computes it anew for each of its readers, which here are many.
-  """
-  return lax.cond(
-    jnp.isnan(kernel[0, 0, 0, 0]),  # what XLA cannot know, and where the result is right, too
-    lambda x, kernel, _: (jnp.full_like(x, jnp.nan), jnp.full_like(kernel, jnp.nan)),
-    function,
-    x,
-    kernel,
-    gradient,
-  )
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

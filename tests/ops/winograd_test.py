@@ -59,25 +59,27 @@ def with_gradients(x, kernel, padding, rate, cotangent):
 
 
 class WinogradTest(parameterized.TestCase):
-  # All at once, some pictures at a time, and bands of two rows.
-  @parameterized.product(geometry=tuple(GEOMETRIES), large=(2**22, 2000, 1))
-  def test_value_and_gradients(self, geometry, large):
+  # All at once, some pictures at a time, and bands of one row of tiles.
+  @parameterized.product(basis=winograd._BASES, geometry=tuple(GEOMETRIES), large=(2**22, 2000, 1))
+  def test_value_and_gradients(self, basis, geometry, large):
     shape, padding, rate = GEOMETRIES[geometry]
     x, kernel = arrays(shape)
     size = jax.eval_shape(lambda: plainly(x, kernel, padding, rate)).shape
     cotangent = np.random.default_rng(1).normal(size=size).astype(np.float32)
     expected = with_gradients(x, kernel, padding, rate, cotangent)
-    with mock.patch.object(winograd, '_LARGE', large):
+    with mock.patch.multiple(winograd, _BASES=(basis,), _LARGE=large):
       y = jax.jit(winograd.convolve, static_argnums=(2, 3))(x, kernel, padding, rate)
       of = jax.jit(winograd.gradients, static_argnums=(3, 4))(x, kernel, cotangent, padding, rate)
     for got, right in zip((y, *of), expected, strict=True):
       np.testing.assert_allclose(got, right, atol=2e-5)
 
-  def test_is_as_exact_as_a_plain_convolution_within_a_factor_of_three(self):
+  @parameterized.product(basis=winograd._BASES)
+  def test_is_as_exact_as_a_plain_convolution_within_a_factor_of_three(self, basis):
     x, kernel = arrays((2, 16, 16, 128, 64))
     padding = ((1, 1), (1, 1))
     exact = by_definition(x, kernel, padding, 1)
-    own = np.abs(winograd.convolve(x, kernel, padding) - exact).max()
+    with mock.patch.object(winograd, '_BASES', (basis,)):
+      own = np.abs(winograd.convolve(x, kernel, padding) - exact).max()
     plain = np.abs(plainly(x, kernel, padding, 1) - exact).max()
     self.assertLess(own, 3 * plain)
 
