@@ -193,7 +193,7 @@ _depthwise = jax.custom_vjp(_shifted_products, nondiff_argnums=(2,))
 
 
 def _depthwise_forward(x, kernel, geometry):
-  return _shifted_products(x, kernel, geometry), (x, kernel)
+  return _shifted_products(x, kernel, geometry), (kernel, x)
 
 
 def _depthwise_backward(geometry, saved, gradient):
@@ -203,7 +203,7 @@ def _depthwise_backward(geometry, saved, gradient):
   )
 
 
-def _depthwise_gradients(geometry, x, kernel, gradient):
+def _depthwise_gradients(geometry, kernel, x, gradient):
   borders = [
     (rate * (k - 1) - before, n - 1 + before - (m - 1) * stride, stride - 1)
     for n, m, k, stride, (before, _), rate in zip(

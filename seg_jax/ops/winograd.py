@@ -4,8 +4,10 @@ Fast Algorithms for Convolutional Neural Networks (Lavin and Gray 2016, sections
 https://arxiv.org/abs/1509.09308. The result is cut into tiles of m x m pixels, each of which sees
 m + 2 both ways. In another basis of these, of the kernel and of the result, a tile costs (m + 2)^2
 products for each pair of channels, where the definition has 9 m^2: 16 for 36, or 36 for 144. They
-are as many matrix products over all tiles; the rest is sums. So do the gradients. In float32,
-results are as near to the exact ones as a plain convolution's, within a factor of three.
+are as many matrix products over all tiles; the rest is sums. The gradients cost the same. The
+larger tile has other points than the paper's (0, 1, -1, 2, -2 and infinity), which round twice as
+much. In float32 its errors (RMS) are two to three times a plain convolution's up to 512 channels,
+five times at 2048; the smaller tile's are about a plain convolution's.
 """
 
 import functools
@@ -24,7 +26,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 # Values of tiles and of their products that there are at a time: 32 MiB.
 _LARGE = 2**23
 # Tiles whose products take as long as it takes to bring a kernel into the other basis.
-_KERNEL = 128
+_TILES_OF_A_KERNEL = 128
 
 
 def convolve(
@@ -84,13 +86,13 @@ def _result_size(shape, padding):
   return [n + sum(ends) - 2 for n, ends in zip(shape[1:3], padding, strict=True)]
 
 
-def _quickest(shape, padding) -> '_Basis':
-  """The one with the fewest products, among which those count that a kernel's change costs."""
+def _quickest(shape, padding):
+  """The basis with the fewest products; bringing the kernel into it counts as some, too."""
   rows, columns = _result_size(shape, padding)
 
   def products(basis):
     tiles = shape[0] * -(-rows // basis.tile) * -(-columns // basis.tile)
-    return (basis.tile + 2) ** 2 * (tiles + _KERNEL)
+    return (basis.tile + 2) ** 2 * (tiles + _TILES_OF_A_KERNEL)
 
   return min(_BASES, key=products)
 
@@ -105,6 +107,7 @@ def _filter(basis, x, taps, padding):
       [value @ tap for value, tap in zip(*row, strict=True)]
       for row in zip(_seen(basis, x), taps, strict=True)
     ]
+    # Stored after each axis, as what comes next reads every value several times.
     return _interleave(materialized(change, materialized(change, products)))
 
   y = lax.map(result, _shares_seen(basis, x, padding, rows, columns, share))
@@ -123,7 +126,7 @@ def _of_kernel(basis, x, gradient, padding):
     pixels = [[gradient[:, i::tile, j::tile] for j in range(tile)] for i in range(tile)]
     products = _both_ways(basis.result_transposed, pixels)
     return [
-      [so_far + _over_pixels(*pair) for so_far, *pair in zip(*row, strict=True)]
+      [so_far + _over_pixels(*maps) for so_far, *maps in zip(*row, strict=True)]
       for row in zip(total, _seen(basis, x), products, strict=True)
     ], None
 
@@ -197,10 +200,9 @@ def _interleave(square):
 class _Basis(NamedTuple):
   """F(tile x tile, 3x3): the changes of basis along one axis, functions of its pixels or taps.
 
-  B', G and A' of the paper, then G and A transposed. A kernel is a polynomial, and its values in
-  the other basis are those that it has at some points, from 0 to infinity; turned around, it has
-  them at the points' inverses. Among these each point has its inverse, so that the values change
-  places alone, and what else the points ask for is in `pixels`.
+  B', G and A' of the paper, then G' and A. A kernel a, b, c becomes a, c and, at each of some
+  points t, (a + b t + c t^2) / |t|, or half of that; `pixels` makes up for the division. Turned
+  around, it has the same value at 1 / t. As that is a point, too, the values only change places.
   """
 
   tile: int
@@ -209,10 +211,10 @@ class _Basis(NamedTuple):
   result: Callable
   kernel_transposed: Callable
   result_transposed: Callable
-  turned: tuple[int, ...]  # the places
+  turned: tuple[int, ...]  # where a turned kernel finds its values
 
 
-# 0, 1, -1 and infinity.
+# At 0, 1, -1 and infinity.
 _F2 = _Basis(
   tile=2,
   pixels=lambda a, b, c, d: (a - c, b + c, c - b, b - d),
@@ -223,7 +225,7 @@ _F2 = _Basis(
   turned=(3, 1, 2, 0),
 )
 
-# 0, p, -p, q, -q and infinity, with p = 1/√2 and q = √2.
+# At 0, p, -p, q, -q and infinity, with p = 1/√2 and q = √2.
 _ROOT = math.sqrt(2)
 
 

@@ -165,6 +165,14 @@ class ConvolveTest(parameterized.TestCase):
     )
     self.assertEqual(y.dtype, jnp.bfloat16)
 
+  def test_no_pictures_have_gradients(self):
+    x, kernel = np.zeros((0, 8, 8, 6), np.float32), np.ones((3, 3, 1, 6), np.float32)
+    of_x, of_kernel = jax.grad(
+      lambda x, kernel: convolve(x, kernel, (1, 1), 'SAME', feature_group_count=6).sum(), (0, 1)
+    )(x, kernel)
+    self.assertEqual(of_x.shape, x.shape)
+    np.testing.assert_array_equal(of_kernel, 0 * kernel)
+
   def test_taps_that_read_padding_alone_are_left_out(self):
     """A 3x3 kernel of rate 6 on 5 x 4 pixels is its middle tap."""
     size, kernel_shape, strides, padding, rates, _ = GEOMETRIES['wider_than_the_map']

@@ -41,6 +41,21 @@ def by_definition(x, kernel, padding, rate):
   )
 
 
+def gradients_by_definition(x, kernel, cotangent):
+  """Those of a convolution whose padding is 1 on all sides, in float64."""
+  border = ((0, 0), (1, 1), (1, 1), (0, 0))
+  x, cotangent_ = (np.pad(a.astype(np.float64), border) for a in (x, cotangent))
+  rows, columns = cotangent.shape[1:3]
+  of_x, of_kernel = 0, np.zeros(kernel.shape)
+  for i in range(3):
+    for j in range(3):
+      turned = cotangent_[:, 2 - i : 2 - i + rows, 2 - j : 2 - j + columns]
+      of_x = of_x + turned @ kernel[i, j].T
+      seen = x[:, i : i + rows, j : j + columns]
+      of_kernel[i, j] = np.tensordot(seen, cotangent.astype(np.float64), ((0, 1, 2), (0, 1, 2)))
+  return of_x, of_kernel
+
+
 def plainly(x, kernel, padding, rate):
   return lax.conv_general_dilated(
     x,
@@ -73,15 +88,27 @@ class WinogradTest(parameterized.TestCase):
     for got, right in zip((y, *of), expected, strict=True):
       np.testing.assert_allclose(got, right, atol=2e-5)
 
-  @parameterized.product(basis=winograd._BASES)
-  def test_is_as_exact_as_a_plain_convolution_within_a_factor_of_three(self, basis):
-    x, kernel = arrays((2, 16, 16, 128, 64))
+  # Errors of the value and of both gradients (RMS), by those of XLA's convolution.
+  @parameterized.parameters(
+    (winograd._F2, 64, 1.5), (winograd._F2, 512, 1.5), (winograd._F4, 64, 3), (winograd._F4, 512, 3)
+  )
+  def test_is_as_exact_as_it_says(self, basis, channels, limit):
+    x, kernel = arrays((2, 16, 16, channels, 64))
     padding = ((1, 1), (1, 1))
-    exact = by_definition(x, kernel, padding, 1)
+    cotangent = np.random.default_rng(1).normal(size=(2, 16, 16, 64)).astype(np.float32)
+    exact = by_definition(x, kernel, padding, 1), *gradients_by_definition(x, kernel, cotangent)
+    y, pullback = jax.vjp(lambda x, kernel: plainly(x, kernel, padding, 1), x, kernel)
+    plain = y, *pullback(cotangent)
     with mock.patch.object(winograd, '_BASES', (basis,)):
-      own = np.abs(winograd.convolve(x, kernel, padding) - exact).max()
-    plain = np.abs(plainly(x, kernel, padding, 1) - exact).max()
-    self.assertLess(own, 3 * plain)
+      y = winograd.convolve(x, kernel, padding)
+      own = y, *winograd.gradients(x, kernel, cotangent, padding)
+    for right, theirs, ours in zip(exact, plain, own, strict=True):
+      errors = [np.sqrt(np.mean((got - right) ** 2)) for got in (theirs, ours)]
+      self.assertLess(errors[1], limit * errors[0])
+
+  @parameterized.parameters(((2, 16, 16, 64), 2), ((4, 32, 32, 64), 4))
+  def test_small_maps_have_small_tiles(self, shape, tile):
+    self.assertEqual(winograd._quickest(shape, ((1, 1), (1, 1))).tile, tile)
 
   @parameterized.parameters(
     ((4, 32, 32, 64), (3, 3, 64, 128), 1, True),
