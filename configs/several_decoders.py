@@ -31,6 +31,8 @@ def get_config(dataset: str = 'shapes'):
   config.task = 'scene'  # scene | semantic | depth
   config.data.extras = ('depth',)
   config.data.scale_range = (1.0, 1.0)
+  config.loss.depth = 'scale_invariant'
+  config.loss.weights.depth = 10.0  # squares of logarithms are small
   config.model.name = 'several_decoders'
   config.model.decoders = ('semantic', 'depth')
   config.model.backbone = 'unet'  # unet | resnet18, resnet50, ... or any other backbone
@@ -44,8 +46,8 @@ def get_config(dataset: str = 'shapes'):
   config.optimizer.learning_rate = 4e-3
   config.optimizer.warmup_steps = 30
   if dataset in ('shapes', 'folder'):
-    config.train.num_steps = 900
-    config.train.eval_every = 300
+    config.train.num_steps = 1800
+    config.train.eval_every = 600
     config.train.checkpoint_every = 300
     return config
   config.dtype = 'bfloat16'
