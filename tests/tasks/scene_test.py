@@ -95,7 +95,7 @@ class SceneTaskTest(parameterized.TestCase):
     self.assertAlmostEqual(float(total), np.dot(weights, losses), places=5)
     self.assertAlmostEqual(float(logs['semantic']), losses[0], places=5)
     self.assertAlmostEqual(float(logs['depth']), losses[1], places=5)
-    self.assertAlmostEqual(float(logs['berhu']), losses[1], places=5)
+    self.assertAlmostEqual(float(logs['scale_invariant']), losses[1], places=5)
     self.assertIn('cross_entropy', logs)
 
   def test_learned_uncertainty_weighs_them_as_in_the_paper(self):
@@ -214,7 +214,7 @@ class RunTest(parameterized.TestCase):
     self.run_main(config, 'train')
     lines = read_metrics(self.folder / 'run')
     train, val = ([x for x in lines if x['split'] == split] for split in ('train', 'val'))
-    for name in ('semantic', 'depth', 'berhu', 'depth_log_variance', 'semantic_log_variance'):
+    for name in ('semantic', 'depth', 'scale_invariant', 'depth_log_variance', 'semantic_log_variance'):
       self.assertIn(name, train[-1])
     self.assertEqual(train[0]['depth_log_variance'], 0)
     self.assertNotEqual(train[-1]['depth_log_variance'], 0)
@@ -276,8 +276,8 @@ class RunTest(parameterized.TestCase):
     self.assertGreater(result['depth']['delta1'], 0.9)
 
   @parameterized.parameters(
-    {'model__uncertainty': True},
-    {'loss__depth': 'scale_invariant'},
+    {},
+    {'model__uncertainty': True, 'loss__depth': 'berhu'},
     {'model__backbone': 'resnet18', 'model__backbone_width': 0.25, 'loss__depth': 'l1'},
   )
   @pytest.mark.slow
