@@ -126,7 +126,7 @@ def _of_kernel(basis, x, gradient, padding):
     pixels = [[gradient[:, i::tile, j::tile] for j in range(tile)] for i in range(tile)]
     products = _both_ways(basis.result_transposed, pixels)
     return [
-      [so_far + _over_pixels(*maps) for so_far, *maps in zip(*row, strict=True)]
+      [so_far + _over_pixels(seen, back) for so_far, seen, back in zip(*row, strict=True)]
       for row in zip(total, _seen(basis, x), products, strict=True)
     ], None
 

@@ -214,7 +214,8 @@ class RunTest(parameterized.TestCase):
     self.run_main(config, 'train')
     lines = read_metrics(self.folder / 'run')
     train, val = ([x for x in lines if x['split'] == split] for split in ('train', 'val'))
-    for name in ('semantic', 'depth', 'scale_invariant', 'depth_log_variance', 'semantic_log_variance'):
+    logged = 'semantic', 'depth', 'scale_invariant', 'depth_log_variance', 'semantic_log_variance'
+    for name in logged:
       self.assertIn(name, train[-1])
     self.assertEqual(train[0]['depth_log_variance'], 0)
     self.assertNotEqual(train[-1]['depth_log_variance'], 0)
