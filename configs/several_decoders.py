@@ -18,7 +18,7 @@ cost of that decoder:
 A zoom leaves depth as it is, which a net that sees no zoom can learn best, so there is none. On
 cityscapes, pictures have half their size, and what is farther than 80 m counts as unknown.
 
-On the generated scenes: mIoU 0.85 and AbsRel 0.115 on val, 21 minutes on one CPU core.
+On the generated scenes: mIoU 0.86 and AbsRel 0.105 on val, 24 minutes on one CPU core.
 """
 
 from configs import common
@@ -45,9 +45,11 @@ def get_config(dataset: str = 'shapes'):
   config.optimizer.learning_rate = 4e-3
   config.optimizer.warmup_steps = 30
   if dataset in ('shapes', 'folder'):
-    config.train.num_steps = 1800
-    config.train.eval_every = 600
-    config.train.checkpoint_every = 300
+    config.data.batch_size = 4  # depth is learned late, after many steps, however small
+    config.optimizer.warmup_steps = 120
+    config.train.num_steps = 5400
+    config.train.eval_every = 1800
+    config.train.checkpoint_every = 600
     return config
   config.dtype = 'bfloat16'
   config.model.backbone = 'resnet50'
