@@ -44,10 +44,9 @@ def get_config(dataset: str = 'shapes'):
   config.model.norm = 'batch'  # batch | group | none
   config.model.frozen_backbone_norm = False
   config.optimizer.learning_rate = 4e-3
-  config.optimizer.warmup_steps = 30
+  config.optimizer.warmup_steps = 120
   if dataset in ('shapes', 'folder'):
     config.data.batch_size = 4  # depth is learned late, after many steps, however small
-    config.optimizer.warmup_steps = 120
     config.train.num_steps = 5400
     config.train.eval_every = 1800
     config.train.checkpoint_every = 600
