@@ -6,8 +6,9 @@ m + 2 both ways. In another basis of these, of the kernel and of the result, a t
 products for each pair of channels, where the definition has 9 m^2: 16 for 36, or 36 for 144. They
 are as many matrix products over all tiles; the rest is sums. The gradients cost the same. The
 larger tile has other points than the paper's (0, 1, -1, 2, -2 and infinity), which round twice as
-much. In float32 its errors (RMS) are two to three times a plain convolution's up to 512 channels,
-five times at 2048; the smaller tile's are about a plain convolution's.
+much. In float32 its errors (RMS) are twice those of a sum of product after product; the smaller
+tile's are less than those. XLA's own convolution adds in blocks, as the processor's caches have it:
+between a third and all of them.
 """
 
 import functools
