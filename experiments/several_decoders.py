@@ -27,7 +27,7 @@ from seg_jax.tasks import build_task
 
 ENCODER = flags.DEFINE_enum('encoder', 'unet', ['unet', 'resnet18'], 'that the decoders share')
 
-STEPS = 5400  # of training, for each net
+STEPS = 2700  # of training, for each net; half of what the config trains
 ROUNDS = 20  # of timing, one prediction of each in turns
 NETS = {
   'labels alone': {'task': 'semantic', 'model.decoders': ('semantic',)},
