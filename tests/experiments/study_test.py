@@ -172,7 +172,8 @@ class StudiesTest(absltest.TestCase):
   def test_the_nets_of_crf_differ_in_the_crf_alone(self):
     with mock.patch.object(study, 'CAMVID', mock.Mock(value='CamVid')):
       plain = crf.config(100, Path('first'))
-    joint = crf.with_crf(plain)
+    joint = crf.with_crf(plain, {'theta_alpha': 40.0})
+    self.assertEqual(joint.model.theta_alpha, 40)
     system = joint.model.system.to_dict() | {'pretrained': joint.model.pretrained}
     self.assertEqual(system, plain.model.to_dict())
     for config in (plain, joint):
@@ -185,7 +186,7 @@ class StudiesTest(absltest.TestCase):
     self.enterContext(jax.numpy_dtype_promotion('standard'))  # optax's schedules need it
     folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
     camvid, rng = folder / 'CamVid', np.random.default_rng(0)
-    for split in ('train', 'test'):
+    for split in ('train', 'val', 'test'):
       for kind, top in ((split, 256), (f'{split}annot', 12)):
         (camvid / kind).mkdir(parents=True)
         for i in range(4):
@@ -214,9 +215,10 @@ class StudiesTest(absltest.TestCase):
     result = json.loads((folder / 'out' / 'crf.json').read_text())
     judged = (folder / 'runs').glob('*/eval/test.json')
     entropies = {path.parts[-3]: json.loads(path.read_text())['cross_entropy'] for path in judged}
-    self.assertEqual({*entropies}, {'first', 'fcn8s', 'behind', 'behind_half', 'crf_rnn'})
+    self.assertEqual({*entropies}, {'first', 'fcn8s', 'behind', 'behind_chosen', 'crf_rnn'})
     self.assertLen({*entropies.values()}, 5)
     self.assertEqual((result['first_stage'], result['num_images']), (4, 4))
+    self.assertEqual(result['kernels']['chosen']['theta_gamma'], 1)
     self.assertEqual(list(result['times']['6 x 8']), ['exact', 'lattice', 'window'])
     self.assertEqual(list(result['times']['9 x 12']), ['lattice', 'window'])
     for name in (*result['nets'], *result['times']):
