@@ -3,8 +3,8 @@
     python -m experiments.crf --camvid=DIR
 
 As in CRF as RNN (Zheng et al. 2015, section 7 and table 1): an FCN-8s is trained first, then goes
-on from there with the CRF on top and without it, for the same number of steps. Its kernels' weights
-and bandwidths are chosen on val, as in Krähenbühl and Koltun 2011, section 6. A small VGG16 (width
+on from there with the CRF on top and without it, for the same number of steps. The CRF's kernels
+are those that are best on val, as in Krähenbühl and Koltun 2011, section 6. A small VGG16 (width
 16), from scratch, on pictures of half the size; labels are judged at their own 360 x 480. Besides,
 how long ten iterations take with each of the three filters, by the size of the picture.
 
@@ -41,9 +41,8 @@ FIRST_STAGE = 0.8  # of the steps
 SIZES = ((45, 60), (90, 120), (180, 240), (360, 480))  # of the pictures that filters are timed on
 MOST_FOR_EXACT = 90 * 120  # pixels, whose square its time grows as
 ROUNDS = 3  # of timing
-# Of the CRF: weights of the appearance kernel and its bandwidths (pixels, colours), that the best
-# of is chosen from. The smoothness kernel's bandwidth is the paper's, its weight grows with the
-# other one as among the defaults.
+# What is chosen from: weights of the appearance kernel, and its deviations of pixels and colours.
+# The smoothness kernel's deviation is the paper's, its weight as much of the other's as by default.
 APPEARANCES, ALPHAS, BETAS = (0.5, 1.0, 2.0, 5.0, 10.0), (20.0, 40.0, 80.0), (4.0, 8.0, 13.0)
 SMOOTHNESS, GAMMA = 0.3, 1.0
 FIELDS = {
