@@ -17,6 +17,8 @@ authors' ImageNet weights were trained with; torchvision's have its own:
 the head, `"--config.optimizer.groups=(('^backbone/',0.1,1.0),)"`, or with frozen batch norm,
 `--config.model.frozen_backbone_norm=True`. On CamVid, a smaller one reaches an mIoU of 0.59 on test
 in 45 minutes on two CPU cores, from ImageNet's weights (`experiments/pretraining.py`).
+
+On the generated scenes: mIoU 0.76 on val, 8 minutes on one CPU core.
 """
 
 from configs import common, deeplab_v3

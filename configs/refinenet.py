@@ -16,6 +16,8 @@ tenth of the others'. VOC is `train_aug`, with the masks of SBD (without them:
 
 Test mIoU, at several scales: VOC 2012 0.834 (ResNet-152, COCO besides, a CRF behind),
 Cityscapes 0.736.
+
+On the generated scenes: mIoU 0.74 on val, 5 minutes on one CPU core.
 """
 
 from configs import common
