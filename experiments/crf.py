@@ -118,11 +118,11 @@ def chosen(fcn: tuple, out: Path) -> dict:
 
   batches = [
     {
-      'image': source[index]['image'][None],
-      'label': source[index]['label'][None].astype(np.int32),
+      'image': record['image'][None],
+      'label': record['label'][None].astype(np.int32),
       'valid': np.ones(1, bool),
     }
-    for index in range(0, len(source), EVERY)
+    for record in map(source.__getitem__, range(0, len(source), EVERY))
   ]
   scores = {}
   candidates = list(itertools.product(APPEARANCES, ALPHAS, BETAS))
@@ -228,9 +228,7 @@ def main(name):
   fields = chosen(fcn, runs)
   joint = with_crf(plain, fields), runs / 'crf_rnn'
   together = study.trained(*joint)
-  default = {
-    field: crf_rnn.on(plain.copy_and_resolve_references()).model[field] for field in FIELDS
-  }
+  default = with_crf(plain, {}).model
   behind = plain.copy_and_resolve_references()
   behind.inference.crf = 'lattice'
   nets = {
@@ -246,7 +244,7 @@ def main(name):
     'machine': study.machine(),
     'steps': steps,
     'first_stage': first,
-    'kernels': {'default': default, 'chosen': fields},
+    'kernels': {'default': {field: default[field] for field in FIELDS}, 'chosen': fields},
     'num_images': alone['test']['num_images'],
     'nets': {
       net: {key: row[key] for key in ('miou', 'boundary_iou', 'per_class')}
