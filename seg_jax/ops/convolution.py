@@ -10,6 +10,7 @@ derivatives are given up for it.
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -23,8 +24,8 @@ from seg_jax.ops import channels, winograd
 from seg_jax.ops.materialized import materialized
 
 # Values that the kernels of a batch read, each as often as it is read, from which on a gradient of
-# the kernel is taken picture by picture.
-_LARGE = 2**22
+# the kernel is taken part by part: picture by picture, where there are no more than these parts.
+_LARGE, _PARTS = 2**22, 32
 # From here on Winograd's form is quicker, by more than its compilation takes: channels that go in
 # and that come out, pixels, and products of the definition. Up to so many values that go in and
 # come out its copies of them do no harm; a large picture's would fill the memory.
@@ -116,7 +117,12 @@ def _plain(x, kernel, geometry):
 
 
 def _value(x, kernel, geometry):
-  return _quicker(_plain, winograd.convolve, geometry, x, kernel)
+  if not _minimal(x, kernel, geometry):
+    return _plain(x, kernel, geometry)
+  plain = functools.partial(_plain, geometry=geometry)
+  return lax.platform_dependent(
+    x, kernel, cpu=_winograd(winograd.convolve, geometry), default=plain
+  )
 
 
 _convolution = jax.custom_vjp(_value, nondiff_argnums=(2,))
@@ -127,19 +133,22 @@ def _forward(x, kernel, geometry):
 
 
 def _backward(geometry, saved, gradient):
-  return _quicker(_gradients, winograd.gradients, geometry, *saved, gradient)
+  x, kernel = saved
+  plain = functools.partial(_gradients, geometry=geometry)
+  if _minimal(x, kernel, geometry):
+    quick = _winograd(winograd.gradients, geometry)
+  elif math.prod(gradient.shape[:3]) * math.prod(kernel.shape[:3]) >= _LARGE:
+    quick = functools.partial(_gradients_by_parts, geometry=geometry)
+  else:
+    return plain(x, kernel, gradient)
+  return lax.platform_dependent(x, kernel, gradient, cpu=quick, default=plain)
 
 
 _convolution.defvjp(_forward, _backward)
 
 
-def _quicker(plain, minimal, geometry, x, kernel, *gradient):
-  """One of these two functions of the arrays: the second on a CPU, where it pays."""
-  plain = functools.partial(plain, geometry=geometry)
-  if not _minimal(x, kernel, geometry):
-    return plain(x, kernel, *gradient)
-  minimal = functools.partial(minimal, padding=geometry.padding, rate=geometry.rates[0])
-  return lax.platform_dependent(x, kernel, *gradient, cpu=minimal, default=plain)
+def _winograd(function, geometry):
+  return functools.partial(function, padding=geometry.padding, rate=geometry.rates[0])
 
 
 def _minimal(x, kernel, geometry) -> bool:
@@ -167,21 +176,21 @@ def _minimal(x, kernel, geometry) -> bool:
 
 
 def _gradients(x, kernel, gradient, geometry):
-  def of_kernel(x, gradient, geometry=geometry):
-    _, pullback = jax.vjp(lambda kernel: _plain(x, kernel, geometry), kernel)
-    return pullback(gradient)[0]
+  _, pullback = jax.vjp(functools.partial(_plain, geometry=geometry), x, kernel)
+  return pullback(gradient)
 
-  def picture_by_picture(x, gradient):
-    padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))  # once, which is quicker
-    unpadded = geometry._replace(padding=((0, 0), (0, 0)))
-    pairs = zip(*(jnp.split(a, len(a)) for a in (padded, gradient)), strict=True)
-    return sum(of_kernel(*pair, unpadded) for pair in pairs)
 
-  _, pullback = jax.vjp(lambda x: _plain(x, kernel, geometry), x)
-  if math.prod(gradient.shape[:3]) * math.prod(kernel.shape[:3]) < _LARGE:
-    return pullback(gradient)[0], of_kernel(x, gradient)
-  how = {'cpu': picture_by_picture, 'default': of_kernel}
-  return pullback(gradient)[0], lax.platform_dependent(x, gradient, **how)
+def _gradients_by_parts(x, kernel, gradient, geometry):
+  """The kernel's as the sum of those of the batch's parts."""
+  padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))  # once, which is quicker
+  unpadded = geometry._replace(padding=((0, 0), (0, 0)))
+  ends = [len(x) * i // _PARTS for i in range(_PARTS + 1)]
+  of_kernel = sum(
+    _gradients(padded[i:j], kernel, gradient[i:j], unpadded)[1]
+    for i, j in itertools.pairwise(ends)
+    if i < j
+  )
+  return _gradients(x, kernel, gradient, geometry)[0], of_kernel
 
 
 def _shifted_products(x, kernel, geometry):

@@ -88,8 +88,10 @@ class ConvolveTest(parameterized.TestCase):
     for got, expected in zip(*results, strict=True):
       np.testing.assert_allclose(got, expected, atol=1e-4)
 
-  @parameterized.parameters('plain', 'strided_same', 'dilated', 'groups')
-  def test_gradients_picture_by_picture_equal_those_of_the_batch(self, name):
+  @parameterized.parameters(
+    ('plain', 32), ('strided_same', 32), ('dilated', 32), ('groups', 32), ('plain', 1)
+  )
+  def test_gradients_part_by_part_equal_those_of_the_batch(self, name, parts):
     size, kernel_shape, strides, padding, rates, groups = GEOMETRIES[name]
     x, kernel = arrays(size, kernel_shape, groups)
 
@@ -97,7 +99,7 @@ class ConvolveTest(parameterized.TestCase):
       return convolve(x, kernel, strides, padding, rhs_dilation=rates, feature_group_count=groups)
 
     expected = value_and_gradients(own, x, kernel)
-    with mock.patch.object(convolution, '_LARGE', 0):
+    with mock.patch.multiple(convolution, _LARGE=0, _PARTS=parts):
       got = value_and_gradients(own, x, kernel)
       traced = str(jax.make_jaxpr(jax.grad(lambda kernel: own(x, kernel).sum()))(kernel))
     self.assertIn('platform_index', traced)
