@@ -21,6 +21,7 @@ import optax
 from seg_jax import runtime, settings
 from seg_jax.data import pipeline
 from seg_jax.data.datasets import open_dataset
+from seg_jax.errors import UserError
 from seg_jax.models import OF_OBJECTS
 from seg_jax.tasks import build_task
 from seg_jax.tasks.semantic import SemanticTask
@@ -64,7 +65,7 @@ def config_of(case: dict):
 def outcome(case: dict, workdir: Path) -> dict:
   """The losses of the steps, the scores of the first weights, and what lies where.
 
-  Of objects, `first_step`.
+  Of objects, `first_step`. A case that cannot be is told as `refused`.
   """
   if case['system'] in OF_OBJECTS:
     return first_step(case)
@@ -172,5 +173,8 @@ if __name__ == '__main__':
 
   with jax.numpy_dtype_promotion('standard'):  # optax's schedules need it
     for number, given in enumerate(sys.argv[2:]):
-      result = outcome(json.loads(given), Path(sys.argv[1]) / f'case{number}')
+      try:
+        result = outcome(json.loads(given), Path(sys.argv[1]) / f'case{number}')
+      except UserError as error:
+        result = {'refused': str(error)}
       print(json.dumps(result), flush=True)

@@ -1,4 +1,5 @@
 import functools
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,12 @@ from tests.training.devices import case
 TOLERANCE = 1e-5  # of a loss, relative
 # Unpooling is not continuous: rounding alone moves a maximum where two are nearly equal.
 STEPS = {'segnet': 4}  # that are compared; of others all ten
+WAYS = {  # by the number of devices
+  2: [{}, {'parallel': 'pmap'}, {'mesh__space': 2}],
+  4: [{}, {'parallel': 'pmap'}, {'mesh__space': 4}],
+  8: [{'optimizer__sharded': True}, {'parallel': 'pmap'}, {'mesh__space': 2}],
+}
+FEW = {2: [{'mesh__space': 2}], 4: [{'parallel': 'pmap'}], 8: [{'optimizer__sharded': True}]}
 
 
 @functools.cache
@@ -63,14 +70,12 @@ class MeshTest(parameterized.TestCase):
   @parameterized.parameters('unet', 'segnet', 'deeplab_v3plus')
   @pytest.mark.slow
   def test_any_number_of_devices_does_what_one_does(self, system):
-    self.check(
-      system,
-      {
-        2: [{}, {'parallel': 'pmap'}, {'mesh__space': 2}],
-        4: [{}, {'parallel': 'pmap'}, {'mesh__space': 4}],
-        8: [{'optimizer__sharded': True}, {'parallel': 'pmap'}, {'mesh__space': 2}],
-      },
-    )
+    self.check(system, FEW)
+
+  @parameterized.parameters('unet', 'segnet', 'deeplab_v3plus')
+  @pytest.mark.thorough
+  def test_in_any_way(self, system):
+    self.check(system, WAYS)
 
   @pytest.mark.slow
   def test_all_losses_are_those_of_the_whole_batch_under_pmap(self):
@@ -81,12 +86,13 @@ class MeshTest(parameterized.TestCase):
     one = one_device(system='unet', **terms)
     np.testing.assert_allclose(four['losses'], one['losses'], rtol=TOLERANCE)
 
-  @parameterized.parameters('l1', 'berhu', 'scale_invariant')
+  @parameterized.parameters(
+    ('berhu', {'parallel': 'pmap'}), ('scale_invariant', {'parallel': 'pmap'}, {'mesh__space': 2})
+  )
   @pytest.mark.slow
-  def test_labels_and_depth_too_of_a_batch_that_is_split_in_any_way(self, loss):
+  def test_labels_and_depth_too_of_a_batch_that_is_split(self, loss, *ways):
     fields = {'loss__depth': loss, 'train__num_steps': 4, 'train__eval_every': 4}
     fields |= {'train__checkpoint_every': 4}
-    ways = [{'parallel': 'pmap'}, {'mesh__space': 2}]
     cases = [case('several_decoders', **fields, **way) for way in ways]
     one = one_device(system='several_decoders', **fields)
     for outcome in devices.outcomes(self.folder, cases, devices=4):
@@ -122,14 +128,14 @@ class MeshTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_a_run_of_eight_devices_goes_on_with_fewer(self):
     """To the same losses, with the optimizer split over the devices or not."""
-    whole = one_device(system='unet')
+    whole, eight = one_device(system='unet'), self.folder / '8'
+    saved = eight / 'case0' / 'checkpoints'
+    with devices.processes(eight, [case('unet', optimizer__sharded=True)], 8) as (process,):
+      wait_until((saved / '5').exists, process)
+    last = max(int(path.name) for path in saved.glob('[0-9]*'))
     for count in (1, 2, 4):
       workdir = self.folder / str(count)
-      workdir.mkdir()
-      with devices.processes(workdir, [case('unet', optimizer__sharded=True)], 8) as (process,):
-        saved = workdir / 'case0' / 'checkpoints'
-        wait_until((saved / '5').exists, process)
-      last = max(int(path.name) for path in saved.glob('[0-9]*'))
+      shutil.copytree(eight, workdir)
       (rest,) = devices.outcomes(workdir, [case('unet', optimizer__sharded=count == 2)], count)
       self.assertIn(f'going on from step {last} of 10', (workdir / '0.out').read_text())
       self.assertLess(last, 10)
@@ -167,10 +173,9 @@ class MeshTest(parameterized.TestCase):
         'optimizer__sharded': True,
       },
     }
-    for message, given in refused.items():
-      with devices.processes(self.folder, [case('unet', **given)], devices=4) as (process,):
-        self.assertNotEqual(process.wait(timeout=120), 0)
-      self.assertRegex((self.folder / '0.err').read_text().splitlines()[-1], message)
+    cases = [case('unet', **given) for given in refused.values()]
+    for message, told in zip(refused, devices.outcomes(self.folder, cases, 4), strict=True):
+      self.assertRegex(told['refused'], message)
 
   def test_one_device_is_a_mesh(self):
     self.assertEqual(dict(make_mesh().shape), {'data': 1, 'space': 1})
