@@ -6,12 +6,12 @@ python -m tests.weights.make_vectors
 import numpy as np
 
 from tests.weights import reference
-from tests.weights.parity_test import QUICK, SLOW
+from tests.weights.parity_test import QUICK, SLOW, THOROUGH
 
 
 def main():
   vectors = {}
-  for name in (*QUICK, *SLOW):
+  for name in (*QUICK, *SLOW, *THOROUGH):
     case = reference.CASES[name]
     model = reference.filled(case)
     for mode in ('eval', 'train'):  # in this order: training moves the statistics

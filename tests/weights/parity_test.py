@@ -17,15 +17,14 @@ from tests.weights import reference
 QUICK = ('resnet18', 'mobilenet_v2')
 SLOW = (
   'resnet50',
-  'resnet101',
   'vgg16_bn',
   'alexnet',
   'fcn_resnet50',
   'deeplabv3_resnet50',
-  'deeplabv3_resnet101',
   'hrnet_w18',
   'xception65',
 )
+THOROUGH = ('resnet101', 'deeplabv3_resnet101')
 
 
 @functools.cache
@@ -63,6 +62,11 @@ class ParityTest(parameterized.TestCase):
   @parameterized.product(name=SLOW, train=(False, True))
   @pytest.mark.slow
   def test_logits_equal_theirs_of_larger_models_too(self, name, train):
+    self.check(name, train)
+
+  @parameterized.product(name=THOROUGH, train=(False, True))
+  @pytest.mark.thorough
+  def test_logits_equal_theirs_of_the_deepest_too(self, name, train):
     self.check(name, train)
 
   def check(self, name, train):
