@@ -62,6 +62,11 @@ class ConfigsTest(parameterized.TestCase):
   def test_the_deep_ones_build_and_step_too(self, name):
     self.check_step(name, 'voc2012')
 
+  @parameterized.parameters(*DEEP)
+  @pytest.mark.thorough
+  def test_the_deep_ones_build_and_step_on_camvid_too(self, name):
+    self.check_step(name, 'camvid')
+
   @parameterized.parameters(*OF_OBJECTS)
   @pytest.mark.slow
   def test_those_of_objects_build_and_step_too(self, name):

@@ -185,12 +185,13 @@ def _gradients_by_parts(x, kernel, gradient, geometry):
   padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))  # once, which is quicker
   unpadded = geometry._replace(padding=((0, 0), (0, 0)))
   ends = [len(x) * i // _PARTS for i in range(_PARTS + 1)]
-  of_kernel = sum(
-    _gradients(padded[i:j], kernel, gradient[i:j], unpadded)[1]
-    for i, j in itertools.pairwise(ends)
-    if i < j
-  )
-  return _gradients(x, kernel, gradient, geometry)[0], of_kernel
+
+  def of_kernel(x, gradient):
+    return jax.vjp(lambda kernel: _plain(x, kernel, unpadded), kernel)[1](gradient)[0]
+
+  _, of_x = jax.vjp(lambda x: _plain(x, kernel, geometry), x)
+  parts = [of_kernel(padded[i:j], gradient[i:j]) for i, j in itertools.pairwise(ends) if i < j]
+  return of_x(gradient)[0], sum(parts)
 
 
 def _shifted_products(x, kernel, geometry):

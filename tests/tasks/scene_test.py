@@ -336,13 +336,13 @@ class RunTest(parameterized.TestCase):
     (self.folder / f'camera/{name}_camera.json').write_text(json.dumps(camera))
     return {'name': 'cityscapes', 'dir': str(self.folder), 'max_depth': 40.0}, 'val', (128, 256)
 
-  @parameterized.parameters(('nyuv2', 3), ('cityscapes', 4))
+  @parameterized.parameters(('nyuv2', 3, 0.9), ('cityscapes', 4, 0.8))
   @pytest.mark.slow
-  def test_a_real_picture_is_learned_by_heart(self, name, depth):
+  def test_a_real_picture_is_learned_by_heart(self, name, depth, delta1):
     """The depth of `cityscapes` is of the rows: the net has to see from border to border.
 
-    How far it gets in 200 steps hangs on the first weights, and on the processor's rounding: a
-    `delta1` of 0.88 to 0.99, where one depth for all pixels has 0.42.
+    How far it gets there in 200 steps hangs on the first weights and on rounding: a `delta1` of
+    0.88 to 0.99, where one depth for all pixels has 0.42.
     """
     data, split, size = getattr(self, name)()
     config = small_config(model__width=8, model__depth=depth)
@@ -351,7 +351,7 @@ class RunTest(parameterized.TestCase):
     config.data.crop_size = tuple(round(config.data.image_scale * n) for n in size)
     config.eval.batch_size = 1
     source = open_dataset(config.data, split, 0)
-    self.check_overfits(config, source, 200, miou=0.35, abs_rel=0.12, delta1=0.8)
+    self.check_overfits(config, source, 200, miou=0.35, abs_rel=0.1, delta1=delta1)
 
 
 if __name__ == '__main__':

@@ -91,6 +91,14 @@ class MeshTest(parameterized.TestCase):
   )
   @pytest.mark.slow
   def test_labels_and_depth_too_of_a_batch_that_is_split(self, loss, *ways):
+    self.check_scenes(loss, ways)
+
+  @parameterized.parameters('l1', 'berhu', 'scale_invariant')
+  @pytest.mark.thorough
+  def test_labels_and_depth_too_of_a_batch_that_is_split_in_any_way(self, loss):
+    self.check_scenes(loss, [{'parallel': 'pmap'}, {'mesh__space': 2}])
+
+  def check_scenes(self, loss, ways):
     fields = {'loss__depth': loss, 'train__num_steps': 4, 'train__eval_every': 4}
     fields |= {'train__checkpoint_every': 4}
     cases = [case('several_decoders', **fields, **way) for way in ways]
