@@ -9,6 +9,7 @@ same for being asked, and one that runs out of memory takes nobody with it.
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,10 +21,11 @@ import numpy as np
 from seg_jax import IGNORE
 
 LONGEST = 300  # characters of an error that are passed on
+PATIENCE = 300  # seconds that an answer may take, compilation included
 
 
 class WorkerError(Exception):
-  """What was asked for has failed, or the process has ended."""
+  """What was asked for has failed or takes too long, or the process has ended."""
 
 
 class Worker:
@@ -43,13 +45,16 @@ class Worker:
     """What the method `name` returns there.
 
     Raises:
-      WorkerError: it has raised, or the process has ended.
+      WorkerError: it has raised, or the process has ended, or is ended as it takes too long.
     """
     try:
       self._process.stdin.write(json.dumps([name, arguments]) + '\n')
       self._process.stdin.flush()
     except BrokenPipeError:
       pass  # there is nothing to read, then
+    if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+      self._process.kill()
+      raise WorkerError(f'not done in {PATIENCE} s')
     answer = self._process.stdout.readline()
     if not answer:
       code = self._process.wait()

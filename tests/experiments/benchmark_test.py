@@ -138,6 +138,7 @@ class CounterpartTest(parameterized.TestCase):
 class WorkerTest(absltest.TestCase):
   SIDE = """
 import os
+import time
 from experiments.benchmark_sides import serve
 
 class Side:
@@ -153,6 +154,9 @@ class Side:
 
   def stop(self):
     os.abort()
+
+  def linger(self):
+    time.sleep(600)
 
 serve(Side)
 """
@@ -172,6 +176,12 @@ serve(Side)
       self.assertRaisesRegex(WorkerError, 'was ended by signal 6'),
     ):
       worker('stop')
+    with (
+      mock.patch('experiments.benchmark_sides.PATIENCE', 1),
+      Worker('-c', self.SIDE) as worker,
+      self.assertRaisesRegex(WorkerError, 'not done in 1 s'),
+    ):
+      worker('linger')
 
 
 class Fake:
