@@ -3,15 +3,18 @@
 # ./run.sh ARGS...         python main.py ARGS... in an environment of its own (.venv)
 # ./run.sh test [ARGS...]  pytest ARGS... there
 #
-# PYTHON names the interpreter that .venv is made with (3.11 or newer); SEG_JAX_DEVICE=cpu|cuda|tpu
-# the JAX build, which is otherwise chosen by the devices found.
+# PYTHON names the interpreter that .venv is made with (3.11 or newer);
+# SEG_JAX_DEVICE=cpu|cuda12|cuda13|tpu the JAX build, which is otherwise chosen by the devices found.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=$here/.venv
 
 find_device() {
   if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ] || [ -n "${TPU_NAME:-}" ]; then echo tpu
-  elif command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then echo cuda
+  elif command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
+    # CUDA 13 is for drivers from 580 on, and for Turing and newer.
+    nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader |
+      awk -F', *' '$1 + 0 < 580 || $2 + 0 < 7.5 {old = 1} END {print old ? "cuda12" : "cuda13"}'
   else echo cpu; fi
 }
 
@@ -30,8 +33,8 @@ install() {  # requirements of the run, and of the tests where they are asked fo
   local python device wanted
   device=${SEG_JAX_DEVICE:-$(find_device)}
   case $device in
-    cpu | cuda | tpu) ;;
-    *) echo "error: SEG_JAX_DEVICE is '$device'; expected cpu, cuda or tpu" >&2; exit 2 ;;
+    cpu | cuda12 | cuda13 | tpu) ;;
+    *) echo "error: SEG_JAX_DEVICE is '$device'; expected cpu, cuda12, cuda13 or tpu" >&2; exit 2 ;;
   esac
   wanted="$device $* $(cat "$here/requirements.txt" "$here/pyproject.toml" | cksum)"
   [ "$(cat "$venv/installed-$1" 2> /dev/null)" = "$wanted" ] && return
@@ -44,8 +47,7 @@ install() {  # requirements of the run, and of the tests where they are asked fo
   fi
   local packages=(-r "$here/requirements.txt")
   case $device in
-    cuda) packages+=('jax[cuda13]') ;;
-    tpu) packages+=('jax[tpu]') ;;
+    cuda* | tpu) packages+=("jax[$device]") ;;
   esac
   [ "$1" = test ] && packages+=(-e "$here[test]")
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"

@@ -69,9 +69,9 @@ def exits(main):
 def start(distributed: bool = False) -> None:
   """Keeps compiled programs in the user's cache directory, and says what the run is on.
 
-  With `distributed` this process joins the others first. JAX finds them on Cloud TPU, Slurm,
-  Kubernetes and under Open MPI; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID say. Of several processes the first one alone prints.
+  With `distributed` this process joins the others first. JAX finds them on Cloud TPU, Slurm and
+  under Open MPI; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say. Of
+  several processes the first one alone prints.
 
   Raises:
     UserError: the other processes are not known, or do not come.
@@ -79,6 +79,8 @@ def start(distributed: bool = False) -> None:
   import jax
 
   if distributed:
+    # JAX's own watch for SIGTERM: Orbax asks it, too, so that a run cannot count what it was asked.
+    jax.config.update('jax_enable_preemption_service', False)
     _join(jax.distributed)
     if jax.process_index():
       sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 (until the process ends)
@@ -107,7 +109,7 @@ def _join(distributed) -> None:
     )
   except (ValueError, TypeError, IndexError, RuntimeError) as error:
     raise UserError(
-      f'--config.distributed: {error}; expected Cloud TPU, Slurm, Kubernetes or Open MPI, or '
+      f'--config.distributed: {error}; expected Cloud TPU, Slurm or Open MPI, or '
       f'JAX_COORDINATOR_ADDRESS=HOST:PORT, {" and ".join(names.values())} in the environment'
     ) from error
 

@@ -52,11 +52,12 @@ def _table(rows: Sequence[tuple[int, bool]]) -> Instances:
   }
 
 
-def padded(record: Instances, max_instances: int) -> dict[str, np.ndarray]:
+def padded(record: Instances, max_instances: int, *, crowds: bool = False) -> dict[str, np.ndarray]:
   """The objects of a record, filled up to a fixed number M with rows of zeros.
 
   Boxes are those of the pixels that are there, after a crop for instance; an object of which none
-  is left has no row. Of more than M objects the largest are kept, which is said once.
+  is left has no row. Of more than M objects the largest are kept, which is said once. With `crowds`
+  the others are there as crowds, one of each class, so that it is no mistake to find them.
 
   Returns:
     `boxes` float32 [M, 4], y0, x0, y1, x1 in pixels, y1 and x1 one past the last; `classes` int32
@@ -66,27 +67,40 @@ def padded(record: Instances, max_instances: int) -> dict[str, np.ndarray]:
   ids = record['instances']
   layers = ids.reshape(*ids.shape[:2], -1)
   areas = np.bincount(layers.ravel(), minlength=len(record['classes']) + 1)[1:]
-  found = np.flatnonzero(areas)
-  if len(found) > max_instances:
-    logging.log_first_n(
-      logging.WARNING,
-      'a picture has %d objects, of which the %d largest are kept (data.max_instances)',
-      1,
-      len(found),
-      max_instances,
-    )
-    found = np.sort(found[np.argsort(-areas[found], kind='stable')[:max_instances]])
+  rows = _rows(record, areas, max_instances, crowds)
+  table = _table([(record['classes'][objects[0]], is_crowd) for objects, is_crowd in rows])
   masks = np.zeros((max_instances, *ids.shape[:2]), bool)
   boxes = np.zeros((max_instances, 4), np.float32)
-  for row, k in enumerate(found):
-    masks[row] = (layers == k + 1).any(-1)
+  for row, (objects, _) in enumerate(rows):
+    for k in objects:
+      masks[row] |= (layers == k + 1).any(-1)
     (y,), (x,) = np.nonzero(masks[row].any(1)), np.nonzero(masks[row].any(0))
     boxes[row] = y[0], x[0], y[-1] + 1, x[-1] + 1
-  fill = (0, max_instances - len(found))
+  fill = (0, max_instances - len(rows))
   return {
     'boxes': boxes,
-    'classes': np.pad(record['classes'][found], fill),
     'masks': masks,
-    'is_crowd': np.pad(record['is_crowd'][found], fill),
-    'instance_valid': np.arange(max_instances) < len(found),
+    **{name: np.pad(array, fill) for name, array in table.items()},
+    'instance_valid': np.arange(max_instances) < len(rows),
   }
+
+
+def _rows(record, areas, count, crowds):
+  """The objects of each row, at most `count`, and whether they are a crowd."""
+  classes, found = record['classes'], np.flatnonzero(areas)
+  if len(found) <= count:
+    return [([k], record['is_crowd'][k]) for k in found]
+  logging.log_first_n(
+    logging.WARNING,
+    'a picture has %d objects, of which the %d largest are kept (data.max_instances)',
+    1,
+    len(found),
+    count,
+  )
+  found, kept = found[np.argsort(-areas[found], kind='stable')], count
+  if crowds:
+    while kept and kept + len(np.unique(classes[found[kept:]])) > count:
+      kept -= 1
+  largest, rest = np.sort(found[:kept]), found[kept:]
+  others = [(rest[classes[rest] == k], True) for k in np.unique(classes[rest])] if crowds else []
+  return [*others[: count - kept], *(([k], record['is_crowd'][k]) for k in largest)]

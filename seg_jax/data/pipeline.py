@@ -135,7 +135,7 @@ def eval_batches(
       record = source[index]
       rows, columns = record['label'].shape
       record = transforms.pad(record, (0, height - rows, 0, width - columns), mean)
-      return _example(index, record, max_instances, (rows, columns))
+      return _example(index, record, max_instances, (rows, columns), crowds=True)
 
     examples = [example(index) for index in indices]
     like = examples[0] if examples else example(first)
@@ -147,9 +147,11 @@ def eval_batches(
   return EvalBatches(grain.MapDataset.source(plan).map(load), num_threads, records)
 
 
-def _example(index: int, record: transforms.Record, max_instances: int, size) -> Batch:
+def _example(
+  index: int, record: transforms.Record, max_instances: int, size, crowds=False
+) -> Batch:
   if 'instances' in record:
-    objects = instances.padded(record, max_instances)
+    objects = instances.padded(record, max_instances, crowds=crowds)
     record = {key: array for key, array in record.items() if key != 'instances'} | objects
     record['size'] = np.array(size, np.int32)
   return {**record, 'valid': np.True_, 'index': np.int32(index)}

@@ -28,7 +28,7 @@ from seg_jax.models.layers import Conv, make_conv
 from seg_jax.models.norms import make_norm
 from seg_jax.models.unet import UpConv
 from seg_jax.ops import boxes as box_ops
-from seg_jax.ops import matching, object_masks
+from seg_jax.ops import devices, matching, object_masks
 from seg_jax.ops.nms import best, nms
 from seg_jax.ops.roi_align import pyramid_level, roi_align
 
@@ -77,19 +77,26 @@ class MaskRCNN(nn.Module):
 
   @nn.compact
   def __call__(
-    self, images: Float[Array, 'N H W C'], train: bool = False, objects: Objects | None = None
+    self,
+    images: Float[Array, 'N H W C'],
+    train: bool = False,
+    objects: Objects | None = None,
+    sizes: Float[Array, 'N 2'] | None = None,
   ) -> dict[str, jax.Array]:
     """What is found, or, where the `objects` are given, what there is to learn.
 
+    `sizes`, rows and columns, say how much of each of the `images` is picture, and not filled up
+    behind it; no box reaches out of that.
+
     Boxes are in pixels. Found are, for D `detections` of each picture, the best first: `boxes`
     float32 [N, D, 4], `scores` [N, D], `classes` int32 [N, D] from 1, `found` bool [N, D], and with
-    `masks` their probabilities `masks` float32 [N, D, 28, 28]. With `objects`, see `_to_learn`;
-    which boxes are learned from is drawn from the key 'sampling'.
+    `masks` their probabilities `masks` float32 [N, D, 28, 28]. With `objects`, see
+    `_learn_anchors` and `_learn_boxes`; which boxes those are is drawn from the key 'sampling'.
 
     Raises:
       UserError: an unknown backbone or norm.
     """
-    return self.detect(self.pyramid(images, train), images.shape[1:3], train, objects)
+    return self.detect(self.pyramid(images, train), limits_of(images, sizes), train, objects)
 
   def pyramid(self, images, train):
     """The maps by stride; the picture is filled up with its mean, as far as a whole cell needs."""
@@ -99,10 +106,11 @@ class MaskRCNN(nn.Module):
     fields = (self.width, self.head_norm, self.dtype)
     return FeaturePyramid(*fields, name='fpn')(features, train)
 
-  def detect(self, maps, size, train, objects):
-    """Both stages, on the pyramid of pictures of `size`."""
+  def detect(self, maps, limits, train, objects):
+    """Both stages, on the pyramid of pictures with `limits_of`."""
     anchors, logits, deltas = self._first_stage(maps)
-    proposals, valid = self._propose(anchors, logits, deltas, size, self.proposals[objects is None])
+    count = self.proposals[objects is None]
+    proposals, valid = self._propose(anchors, logits, deltas, limits, count)
     box_head = _BoxHead(
       self.num_things + 1,
       self.width,
@@ -124,7 +132,7 @@ class MaskRCNN(nn.Module):
       first = self._learn_anchors(anchors, logits, deltas, objects)
       return first | self._learn_boxes(maps, proposals, valid, objects, box_head, mask_head, train)
     scores, moves = box_head(self._look(maps, proposals, BOX_CELLS), train)
-    found = self._choose(proposals, valid, jax.nn.softmax(scores), moves, size)
+    found = self._choose(proposals, valid, jax.nn.softmax(scores), moves, limits)
     if self.masks:
       logits = mask_head(self._look(maps, found['boxes'], MASK_CELLS), train)
       found['masks'] = jax.nn.sigmoid(_of_class(logits, found['classes']))
@@ -139,7 +147,6 @@ class MaskRCNN(nn.Module):
     count = len(self.anchor_aspects)
     score = _small(count, 0.01, self.dtype, 'proposal_scores')
     move = _small(4 * count, 0.01, self.dtype, 'proposal_deltas')
-    rows, columns = (maps[4].shape[1] * 4, maps[4].shape[2] * 4)
     anchors, logits, deltas = [], [], []
     for stride, scale in zip(STRIDES, self.anchor_scales, strict=True):
       x = maps[stride]
@@ -148,19 +155,17 @@ class MaskRCNN(nn.Module):
         x = nn.relu(layer(x))
       logits.append(score(x).reshape(len(x), -1))
       deltas.append(move(x).reshape(len(x), -1, 4))
-      # The coarsest map's cells are not 64 pixels where its rows are no even number before.
-      steps = rows // size[0], columns // size[1]
-      anchors.append(box_ops.anchors(size, steps, (scale,), self.anchor_aspects))
+      anchors.append(box_ops.anchors(size, _steps(maps, x), (scale,), self.anchor_aspects))
     return anchors, _float32(logits), _float32(deltas)
 
-  def _propose(self, anchors, logits, deltas, size, count):
+  def _propose(self, anchors, logits, deltas, limits, count):
     """The best boxes of a picture, [N, count, 4], and which there are, [N, count]."""
     levels = []
     for a, scores, moves in zip(anchors, logits, deltas, strict=True):
       k = min(count, len(a))
       scores, places = lax.top_k(scores, k)
       moves = jnp.take_along_axis(moves, places[..., None], 1)
-      boxes = box_ops.clip(box_ops.decode(moves, jnp.asarray(a)[places]), size)
+      boxes = box_ops.clip(box_ops.decode(moves, jnp.asarray(a)[places]), limits[:, None])
       valid = jnp.all(boxes[..., 2:] - boxes[..., :2] >= 1e-3, -1)
       levels.append((boxes, scores, nms(boxes, scores, valid, self.proposal_overlap)))
     boxes, scores, kept = (jnp.concatenate(x, 1) for x in zip(*levels, strict=True))
@@ -169,15 +174,15 @@ class MaskRCNN(nn.Module):
 
   def _look(self, maps, boxes, cells):
     """RoIAlign of each box at the level of its size: [N, R, cells, cells, width]."""
-    seen = STRIDES[:4]
-    levels = pyramid_level(boxes, (2, 5))
-    return roi_align([maps[stride] for stride in seen], seen, boxes, levels, cells)
+    seen = [maps[stride] for stride in STRIDES[:4]]
+    strides = [_steps(maps, x)[0] for x in seen]
+    return roi_align(seen, strides, boxes, pyramid_level(boxes, (2, 5)), cells)
 
-  def _choose(self, proposals, valid, scores, moves, size):
+  def _choose(self, proposals, valid, scores, moves, limits):
     """The detections among the proposals, of each class by itself."""
     n, count, classes = scores.shape
     boxes = box_ops.decode(moves, proposals[:, :, None], BOX_WEIGHTS)
-    boxes = box_ops.clip(boxes, size)[:, :, 1:].reshape(n, -1, 4)
+    boxes = box_ops.clip(boxes, limits[:, None, None])[:, :, 1:].reshape(n, -1, 4)
     scores, valid = scores[..., 1:].reshape(n, -1), jnp.repeat(valid, classes - 1, -1)
     valid &= (scores > self.score_threshold) & jnp.all(boxes[..., 2:] - boxes[..., :2] >= 0.01, -1)
     of = jnp.tile(jnp.arange(1, classes, dtype=jnp.int32), count).reshape(1, -1)
@@ -197,7 +202,7 @@ class MaskRCNN(nn.Module):
 
   def _learn_anchors(self, anchors, logits, deltas, objects):
     anchors = jnp.asarray(np.concatenate(anchors))
-    keys = jax.random.split(self.make_rng('sampling'), len(objects.boxes))
+    keys = self._keys(len(objects.boxes))
 
     def of_picture(key, boxes, valid, is_crowd):
       matches = matching.match(anchors, boxes, valid, is_crowd, (0.3, 0.7), best_of_each=True)
@@ -215,6 +220,11 @@ class MaskRCNN(nn.Module):
       'anchor_targets': targets,
     }
 
+  def _keys(self, count):
+    """A key for each picture, by its place in the whole batch."""
+    keys = jax.random.split(self.make_rng('sampling'), count * devices.num_mapped())
+    return devices.own_share(keys, axis=0)
+
   def _learn_boxes(self, maps, proposals, valid, objects, box_head, mask_head, train):
     sampled, positive, negative, of = self._sample_boxes(proposals, valid, objects)
     classes = jnp.where(positive, jnp.take_along_axis(objects.classes, of, 1), 0)
@@ -230,12 +240,17 @@ class MaskRCNN(nn.Module):
     }
     if not self.masks:
       return learned
-    few = self.box_samples // 4  # the positive ones come first
-    boxes, of = sampled[:, :few], of[:, :few]
+    # The positive ones, which come first; where they are few again and again, so that batch
+    # statistics are those of objects, and nothing is learned from that.
+    few = self.box_samples // 4
+    count = jnp.sum(positive, 1, keepdims=True, dtype=jnp.int32)
+    places = jnp.arange(few, dtype=jnp.int32)[None] % jnp.maximum(count, 1)
+    boxes = jnp.take_along_axis(sampled, places[..., None], 1)
+    of, classes = (jnp.take_along_axis(x, places, 1) for x in (of, classes))
     logits = mask_head(self._look(maps, boxes, MASK_CELLS), train)
     targets = jax.vmap(object_masks.crop, (0, 0, 0, None))(objects.masks, of, boxes, 2 * MASK_CELLS)
     return learned | {
-      'mask_logits': _of_class(logits, classes[:, :few]),
+      'mask_logits': _of_class(logits, classes),
       'mask_targets': targets,
       'mask_positive': positive[:, :few],
     }
@@ -247,7 +262,7 @@ class MaskRCNN(nn.Module):
     """
     proposals = jnp.concatenate([proposals, objects.boxes], 1)
     valid = jnp.concatenate([valid, objects.valid & ~objects.is_crowd], 1)
-    keys = jax.random.split(self.make_rng('sampling'), len(proposals))
+    keys = self._keys(len(proposals))
 
     def of_picture(key, proposals, valid, boxes, known, is_crowd):
       matches = matching.match(proposals, boxes, known, is_crowd, (0.5, 0.5))
@@ -320,6 +335,22 @@ def _small(features, deviation, dtype, name, dense=False):
   """A 1x1 convolution, or a fully connected layer, that says nearly nothing at first."""
   fields = {'kernel_init': nn.initializers.normal(deviation), 'dtype': dtype, 'name': name}
   return nn.Dense(features, **fields) if dense else Conv(features, (1, 1), **fields)
+
+
+def _steps(maps, x):
+  """Pixels from one row, and from one column, of the map `x` of the pyramid to the next.
+
+  Not always those of its name: the coarsest one's are less than 64 where the rows before it are no
+  even number, and those of a backbone with a smaller `output_stride` stay at that.
+  """
+  return tuple(4 * n // m for n, m in zip(maps[4].shape[1:3], x.shape[1:3], strict=True))
+
+
+def limits_of(images, sizes):
+  """How far a box may reach, for `box_ops.clip`: float32 [N, 4]."""
+  if sizes is None:
+    sizes = jnp.broadcast_to(jnp.float32(images.shape[1:3]), (len(images), 2))
+  return jnp.tile(sizes.astype(jnp.float32), 2)
 
 
 def _float32(arrays):

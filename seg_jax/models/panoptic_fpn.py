@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from seg_jax.models.fpn import STRIDES
 from seg_jax.models.layers import make_conv
-from seg_jax.models.mask_rcnn import MaskRCNN, Objects
+from seg_jax.models.mask_rcnn import MaskRCNN, Objects, limits_of
 from seg_jax.models.norms import make_norm
 from seg_jax.ops.resizing import resize_bilinear
 
@@ -25,7 +25,11 @@ class PanopticFPN(MaskRCNN, kw_only=True):
 
   @nn.compact
   def __call__(
-    self, images: Float[Array, 'N H W C'], train: bool = False, objects: Objects | None = None
+    self,
+    images: Float[Array, 'N H W C'],
+    train: bool = False,
+    objects: Objects | None = None,
+    sizes: Float[Array, 'N 2'] | None = None,
   ) -> dict[str, jax.Array]:
     """What `MaskRCNN` gives, and `logits` float32 [N, H, W, 1 + num_stuff].
 
@@ -38,7 +42,7 @@ class PanopticFPN(MaskRCNN, kw_only=True):
     maps = self.pyramid(images, train)
     fields = (1 + self.num_stuff, self.semantic_width, self.semantic_norm, self.dtype)
     logits = SemanticBranch(*fields, name='semantic')(maps, train)[:, :height, :width]
-    return self.detect(maps, (height, width), train, objects) | {'logits': logits}
+    return self.detect(maps, limits_of(images, sizes), train, objects) | {'logits': logits}
 
 
 class SemanticBranch(nn.Module):

@@ -38,9 +38,9 @@ def iou(a: Float[Array, '... A 4'], b: Float[Array, '... B 4']) -> Float[Array, 
   return jnp.where(union > 0, shared / jnp.where(union > 0, union, 1), 0)
 
 
-def clip(boxes: Float[Array, '... 4'], size: tuple[int, int]) -> Float[Array, '... 4']:
-  """The part of each box that lies in a picture of `size` (rows, columns)."""
-  return jnp.clip(boxes, 0, _like((*size, *size), boxes))
+def clip(boxes: Float[Array, '... 4'], limits: Float[Array, '#*N 4']) -> Float[Array, '... 4']:
+  """The part of each box that lies in a picture; its `limits` are rows, columns, rows, columns."""
+  return jnp.clip(boxes, 0, limits)
 
 
 def encode(

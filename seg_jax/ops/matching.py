@@ -1,7 +1,8 @@
 """Which anchor or box answers for which object, and which of them a step learns from.
 
 Ren et al. 2015, Faster R-CNN, section 3.1.2 and 3.1.3, as torchvision does it: what overlaps no
-object enough is background, what lies in between, or in a crowd, teaches nothing.
+object enough is background, what lies in between teaches nothing. Nor does what lies in a crowd,
+which torchvision's own training leaves out of the truth, so that it is background there.
 """
 
 from typing import NamedTuple

@@ -64,6 +64,12 @@ def first(masks: Bool[Array, '*N K H W']) -> Int[Array, '*N H W']:
   return jnp.where(jnp.any(masks, -3), numbers, 0)
 
 
+def last(masks: Bool[Array, '*N K H W']) -> Int[Array, '*N H W']:
+  """As `first`, of the last one: datasets list what lies on top behind what it lies on."""
+  numbers = first(jnp.flip(masks, -3))
+  return jnp.where(numbers > 0, masks.shape[-3] + 1 - numbers, 0)
+
+
 def overlaps(
   a: Bool[Array, '*N A H W'], b: Bool[Array, '*N B H W']
 ) -> tuple[Float[Array, '*N A B'], Float[Array, '*N A'], Float[Array, '*N B']]:

@@ -84,6 +84,8 @@ def build_task(config: ml_collections.ConfigDict, info: DatasetInfo, class_weigh
       raise UserError(
         f'task is {name!r}, but {info.name} tells no objects apart; expected a dataset that does'
       )
+    if name == 'panoptic' and not config.model.masks:
+      raise UserError("model.masks is False; expected True, as task is 'panoptic'")
   parts = {name: OF_DECODER[name](**fields) for name in wanted}
   return SceneTask(**fields, parts=parts) if config.task == 'scene' else parts[config.task]
 

@@ -92,7 +92,6 @@ class Task(abc.ABC):
     batch can be joined to the mean over the whole.
     """
     colour_key, key = jax.random.split(key)
-    key = devices.key_of_share(key)
     images = _unit(batch['image'])
     if train:
       images = photometric(colour_key, images, self.photometric, largest=1.0)
@@ -102,7 +101,7 @@ class Task(abc.ABC):
       variables,
       images,
       train=train,
-      rngs={'dropout': key, 'sampling': jax.random.fold_in(key, 1)},
+      rngs={'dropout': devices.key_of_share(key), 'sampling': jax.random.fold_in(key, 1)},
       **self.given(batch),
       mutable=list(state) if train else [],
     )
@@ -113,9 +112,10 @@ class Task(abc.ABC):
     """What `read` makes of the model's outputs, at the pictures' full size."""
     images = _unit(batch['image'])
     inputs = resize_bilinear(self._normalise(images), self.scaled(images.shape[1:3]))
-    outputs = self.model.apply(variables, inputs, train=False)
     whole = jnp.broadcast_to(jnp.int32(images.shape[1:3]), (len(images), 2))
-    return self.read(outputs | {'size': batch.get('size', whole)}, images)
+    size = batch.get('size', whole)
+    outputs = self.model.apply(variables, inputs, train=False, **self.told(size, images.shape[1:3]))
+    return self.read(outputs | {'size': size}, images)
 
   def scaled(self, size: tuple[int, int]) -> tuple[int, int]:
     """The rows and columns that the model works at, for pictures of `size`."""
@@ -125,6 +125,11 @@ class Task(abc.ABC):
   def given(self, batch: dict) -> dict:
     """What the model is told of a batch in training, besides the pictures."""
     del batch
+    return {}
+
+  def told(self, size: jax.Array, whole: tuple[int, int]) -> dict:
+    """What it is told in prediction: `size` [N, 2] of `whole` is picture, the rest padding."""
+    del size, whole
     return {}
 
   def _normalise(self, images):

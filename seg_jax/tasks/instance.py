@@ -66,6 +66,11 @@ class InstanceTask(Task):
       )
     }
 
+  def told(self, size: jax.Array, whole: tuple[int, int]) -> dict:
+    """How far boxes may reach, in pixels of the model's pictures."""
+    factors = [m / n for n, m in zip(whole, self.scaled(whole), strict=True)]
+    return {'sizes': size.astype(jnp.float32) * jnp.float32([factors])}
+
   def loss_of(self, outputs: dict, batch: dict):
     """The sum of all terms, as in the paper; each is told."""
     terms = detection_losses.losses(outputs)
@@ -81,9 +86,7 @@ class InstanceTask(Task):
     """
     size = images.shape[1:3]
     rows, columns = (n / m for n, m in zip(size, self.scaled(size), strict=True))
-    boxes = outputs['boxes'] * jnp.float32([rows, columns] * 2).reshape(1, 1, 4)
-    boxes = jnp.minimum(boxes, jnp.tile(outputs['size'], 2)[:, None].astype(jnp.float32))
-    found = outputs['found'] & (box_ops.area(boxes) > 0)
+    boxes, found = outputs['boxes'] * jnp.float32([[[rows, columns] * 2]]), outputs['found']
     small = outputs.get('masks', jnp.ones((*boxes.shape[:2], 28, 28)))
     inside = self.inside(outputs, size)
 
@@ -95,7 +98,6 @@ class InstanceTask(Task):
     # Objects in turns, and not pictures, which may lie on different devices.
     by_object = (jnp.swapaxes(x, 0, 1) for x in (small, boxes, found))
     masks = jnp.swapaxes(lax.map(paste, tuple(by_object)), 0, 1)
-    outputs = outputs | {'found': found}
     count = jnp.sum(self._seen(outputs), -1, dtype=jnp.int32)
     numbers = object_masks.first(masks)
     classes = jnp.int32([0, *self.info.things])[outputs['classes']]
@@ -177,7 +179,7 @@ class InstanceTask(Task):
 
   def render(self, image: np.ndarray, prediction: Maps, target: Maps) -> list[np.ndarray]:
     """Panels uint8 [h, w, 3], one under each of `headings`; small pictures are enlarged."""
-    truth = np.asarray(object_masks.first(target['masks']))
+    truth = np.asarray(object_masks.last(target['masks']))
     large, truth, found = pictures.enlarge(image, truth, prediction['instances'])
     factor = len(large) // len(image)
     return [

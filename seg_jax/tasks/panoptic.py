@@ -191,5 +191,5 @@ class PanopticTask(InstanceTask):
 
 def _truth(masks, stuff):
   """The map of segments, from objects [M, H, W] and `_stuff_of` labels [H, W]."""
-  numbers, known = object_masks.first(masks), (stuff > 0) & (stuff != IGNORE)
+  numbers, known = object_masks.last(masks), (stuff > 0) & (stuff != IGNORE)
   return jnp.where((numbers == 0) & known, len(masks) + stuff, numbers)

@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -73,9 +74,18 @@ class Checkpoints:
   def find(self, which: str) -> int | None:
     """The step of the 'best' or 'last' checkpoint or of a given number; None if there is none.
 
+    Several processes take what the first one finds: a shared folder may show others less of it.
+
     Raises:
       UserError: a number that is not there.
     """
+    step = self._find(which)
+    if jax.process_count() > 1:
+      told = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if step is None else step)))
+      step = None if told < 0 else told
+    return step
+
+  def _find(self, which):
     steps = sorted(self._manager.all_steps())
     if not steps or which == 'last':
       return steps[-1] if steps else None
@@ -220,10 +230,10 @@ def _abstract(leaf):
 
 @contextlib.contextmanager
 def _told_as(kind: type[Exception], message: str):
-  """Tells whatever Orbax raises, which may be anything but a lack of memory, as `kind`."""
+  """Tells whatever Orbax raises as `kind`, but for a lack of memory or of another process."""
   try:
     yield
-  except MemoryError:
+  except (MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

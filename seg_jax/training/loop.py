@@ -5,9 +5,11 @@ import signal
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from seg_jax import inspection, losses, pictures
 from seg_jax.data import pipeline
@@ -19,6 +21,7 @@ from seg_jax.training.logs import Recorder, read_metrics
 from seg_jax.training.mesh import (
   mesh_of,
   over_devices,
+  replicated,
   shard_steps,
   state_shardings,
   steps_like,
@@ -74,7 +77,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
     log_every=config.train.log_every,
   )
   try:
-    with saved, recorder, _StopRequest() as stop:
+    with saved, recorder, _StopRequest(mesh) as stop:
       for step in range(start, num_steps + 1, per_call):
         over = step == num_steps or stop.requested()
         if step > start:  # judge and save the state before the steps that follow
@@ -105,6 +108,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> bool:
   if step < num_steps:
     print(f'stopped and saved at step {step} of {num_steps}; the same command goes on from there')
   else:
+    del state  # room for the best one
     evaluation.evaluate(config, workdir, judged)
   return stop.asked
 
@@ -136,6 +140,8 @@ def _started(config, workdir, saved, facts, state, source):
   elif config.model.pretrained:
     best_of = functools.partial(checkpoints.best_of, sharding=state.step.sharding)
     state = pretrained(state, config, source.info.class_names, len(source.info.things), best_of)
+  elif config.model.get('frozen_backbone_norm'):
+    logging.warning('model.frozen_backbone_norm without model.pretrained: no norm in the backbone')
   return start, state
 
 
@@ -157,7 +163,7 @@ def _compiled_steps(config, task, optimizer, schedule, mesh, shardings, state, k
 
 
 def _class_weights(config, source):
-  name = config.loss.class_weights
+  name = config.loss.get('class_weights', 'none')  # detectors have terms of their own
   counts = (None, None) if name == 'none' else inspection.class_statistics(source)
   return losses.class_weights(name, *counts)
 
@@ -171,26 +177,33 @@ def _stack(batches: list[dict]) -> dict:
 class _StopRequest:
   """Within it, the first SIGTERM or Ctrl-C asks to stop; a second one stops at once.
 
-  Several processes have to stop at the same step: there JAX itself waits for SIGTERM, and tells all
-  of them at which.
+  Several processes have to stop at the same step: at each call the devices find out whether any of
+  them was asked to, and the next call, at the next step, reads it, so that none waits for it.
   """
 
-  asked, _times = False, 0
+  def __init__(self, mesh: Mesh):
+    self.asked = False  # the answer of the last call
+    self._here, self._anywhere = False, None
+    self._places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
 
   def __enter__(self):
-    ours = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+    ours = (signal.SIGTERM, signal.SIGINT)
     self._before = {s: signal.signal(s, self._handle) for s in ours}
     return self
 
   def requested(self) -> bool:
     """Whether to stop now; asked equally often by all processes."""
-    if jax.process_count() > 1:
-      self._times += 1  # JAX agrees on one of these numbers, so none may be left out
-      self.asked = multihost_utils.reached_preemption_sync_point(self._times)
+    if jax.process_count() == 1:
+      self.asked = self._here
+      return self.asked
+    self.asked = self._anywhere is not None and bool(self._anywhere)
+    flags = np.full(jax.local_device_count(), self._here)
+    self._anywhere = self._any(jax.make_array_from_process_local_data(self._places, flags))
     return self.asked
 
   def _handle(self, *_):
-    self.asked = True
+    self._here = True
     self.__exit__()
 
   def __exit__(self, *_):

@@ -48,13 +48,13 @@ def mesh_of(config: ml_collections.ConfigDict, *, training: bool = False) -> Mes
   """
   mesh = make_mesh(config.mesh.data, config.mesh.space)
   data, space = mesh.shape[AXIS], mesh.shape['space']
-  parts = config.train.accumulation if config.parallel == 'pmap' else 1
   multiples = [
     ('mesh.data', data, jax.process_count(), 'processes'),
     ('eval.batch_size', config.eval.batch_size, data, 'mesh.data'),
     ('eval.size_multiple', config.eval.size_multiple, space, 'mesh.space'),
   ]
   if training:
+    parts = config.train.accumulation
     multiples += [
       ('data.batch_size', config.data.batch_size, data * parts, 'for each device and part'),
       ('data.crop_size[0]', config.data.crop_size[0], space, 'mesh.space'),

@@ -142,6 +142,28 @@ class PaddedTest(parameterized.TestCase):
     record = instances.from_masks(masks, rows, (17, 23))
     self.check(instances.padded(record, max_instances), masks, rows, max_instances)
 
+  def test_with_crowds_the_rest_of_each_class_is_one(self):
+    masks = np.zeros((7, 8, 40), bool)
+    for k, size in enumerate((5, 1, 3, 2, 4, 1, 2)):
+      masks[k, :size, 5 * k : 5 * k + size] = True
+    rows = [(k, False) for k in (2, 2, 1, 2, 1, 1, 2)]
+    record = instances.from_masks(masks, rows, (8, 40))
+    crowds = [masks[5], masks[1] | masks[3] | masks[6]]  # of class 1 and of class 2
+    self.check(
+      instances.padded(record, 5, crowds=True),
+      [*crowds, masks[0], masks[2], masks[4]],
+      [(1, True), (2, True), (2, False), (1, False), (1, False)],
+      5,
+    )
+    self.check(
+      instances.padded(record, 5),
+      masks[[0, 2, 3, 4, 6]],
+      [rows[k] for k in (0, 2, 3, 4, 6)],
+      5,
+    )
+    one = instances.padded(record, 1, crowds=True)
+    self.assertEqual((one['is_crowd'].tolist(), one['masks'].sum()), ([True], 26))
+
   def test_an_object_of_which_no_pixel_is_left_has_no_row(self):
     masks = random_masks(np.random.default_rng(0), 6, (20, 20))
     masks[2] = masks[4] = False

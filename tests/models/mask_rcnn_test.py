@@ -199,6 +199,37 @@ class ParityTest(parameterized.TestCase):
     )
 
 
+class BoxesTest(parameterized.TestCase):
+  @parameterized.parameters(8, 16, 32)
+  def test_a_box_is_looked_at_where_it_is(self, output_stride):
+    """In maps that hold the column of each of their cells, of a backbone of any stride."""
+    maps = {}
+    for stride in (4, 8, 16, 32):
+      real = min(stride, output_stride)
+      columns = real * np.arange(640 // real, dtype=np.float32)
+      maps[stride] = np.broadcast_to(
+        columns[None, None, :, None], (1, 640 // real, len(columns), 1)
+      )
+    boxes = np.float32([[[40, 20, 60, 40], [0, 60, 150, 200], [10, 90, 500, 600]]])
+    cells = small()._look(maps, jnp.asarray(boxes), 7)
+    middles = boxes[..., 1:2] + (boxes[..., 3:] - boxes[..., 1:2]) * (np.arange(7) + 0.5) / 7
+    for row in range(7):
+      np.testing.assert_allclose(cells[:, :, row, :, 0], middles, rtol=1e-4)
+
+  def test_what_is_filled_up_behind_a_picture_changes_nothing(self):
+    model, (height, width) = small(score_threshold=0.0), (50, 70)
+    image = np.random.default_rng(0).standard_normal((1, height, width, 3), np.float32)
+    variables = jax.jit(model.init)(jax.random.key(0), image)
+    find = jax.jit(lambda image, sizes=None: model.apply(variables, image, sizes=sizes))
+    alone = jax.device_get(find(image))
+    padded = np.pad(image, ((0, 0), (0, 14), (0, 26), (0, 0)))  # as the model does for itself
+    behind = find(padded, np.array([[height, width]]))
+    self.assertGreater(alone['found'].sum(), 3)
+    self.assertTrue((alone['boxes'][0, :, 2] == height).any())  # some are cut
+    for name, array in alone.items():
+      np.testing.assert_allclose(behind[name], array, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
 def scene():
   """Two pictures: squares of two classes, and a crowd; the second one has none."""
   image = np.random.default_rng(0).standard_normal((2, 64, 80, 3), np.float32) * np.float32(0.1)
@@ -250,6 +281,11 @@ class TrainingTest(parameterized.TestCase):
     self.assertGreaterEqual(outputs['box_positive'][0].sum(), 3)
     self.assertEqual(outputs['box_positive'][1].sum(), 0)
     self.assertGreater(outputs['box_negative'][1].sum(), 5)
+    # The mask head sees positive boxes alone where there are some: these again and again.
+    of = np.arange(4) % outputs['mask_positive'].sum(1)[0]
+    targets = np.asarray(outputs['mask_targets'][0])
+    self.assertTrue(targets.any((1, 2)).all())
+    np.testing.assert_array_equal(targets, targets[of])
 
   def test_a_batch_without_objects_has_losses(self):
     variables, image, objects, losses = self.terms(small())

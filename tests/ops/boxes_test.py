@@ -65,8 +65,9 @@ class BoxesTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(huge).all())
 
   def test_clipping_leaves_what_lies_inside(self):
-    clipped = boxes.clip(jnp.float32([(-3, 2, 50, 7), (4, -9, 5, -1)]), (20, 6))
-    np.testing.assert_array_equal(clipped, [(0, 2, 20, 6), (4, 0, 5, 0)])
+    limits = jnp.float32([(20, 6, 20, 6), (4, 9, 4, 9)])
+    clipped = boxes.clip(jnp.float32([(-3, 2, 50, 7), (4, -9, 5, -1)]), limits)
+    np.testing.assert_array_equal(clipped, [(0, 2, 20, 6), (4, 0, 4, 0)])
 
   def test_anchors_stand_around_the_corners_of_cells(self):
     found = boxes.anchors((2, 3), (16, 8), (32,), (0.5, 1.0, 2.0))

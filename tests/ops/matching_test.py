@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from seg_jax.ops import matching
+from seg_jax.ops import boxes, matching
 from tests.ops.boxes_test import random_boxes
 from tests.ops.nms_test import iou
 
@@ -11,17 +11,16 @@ from tests.ops.nms_test import iou
 class MatchTest(parameterized.TestCase):
   @parameterized.product(thresholds=((0.3, 0.6), (0.5, 0.5)), best_of_each=(False, True))
   def test_equals_one_box_after_the_other(self, thresholds, best_of_each):
-    boxes, truth = random_boxes(200, 0), random_boxes(12, 1)
+    rows, truth = random_boxes(200, 0), random_boxes(12, 1)
     valid, crowd = np.arange(12) < 10, np.isin(np.arange(12), (2, 7, 11))
-    matches = matching.match(
-      *map(jnp.asarray, (boxes, truth, valid, crowd)), thresholds, best_of_each
-    )
+    match = jax.jit(matching.match, static_argnums=(4, 5))
+    matches = match(rows, truth, valid, crowd, thresholds, best_of_each)
     known = [m for m in range(12) if valid[m] and not crowd[m]]
-    table = np.array([[iou(box, truth[m]) for m in known] for box in boxes])
+    table = np.array([[iou(box, truth[m]) for m in known] for box in rows])
     for a, row in enumerate(table):
       wins = any(row[k] == table[:, k].max() > 0 for k in range(len(known)))
       positive = row.max() >= thresholds[1] or (best_of_each and wins)
-      y0, x0, y1, x1 = boxes[a]
+      y0, x0, y1, x1 = rows[a]
       in_crowd = False
       for m in np.flatnonzero(valid & crowd):
         height = max(0, min(y1, truth[m][2]) - max(y0, truth[m][0]))
@@ -35,10 +34,28 @@ class MatchTest(parameterized.TestCase):
     self.assertGreater(np.sum(matches.positive), 1)
     self.assertGreater(np.sum(~matches.positive & ~matches.negative), 3)
 
+  def test_each_object_has_an_anchor_in_a_large_program_too(self):
+    """Where the compiler may compute an overlap twice, in two ways."""
+    anchors = boxes.anchors((120, 160), (8, 8), (64,), (0.5, 1.0, 2.0))
+    truth = np.stack([random_boxes(50, seed) * 20 for seed in range(3)])
+    flags = np.ones((3, 50), bool)
+
+    @jax.jit
+    @jax.vmap
+    def best(truth, valid):
+      return matching.match(jnp.asarray(anchors), truth, valid, ~valid, (0.3, 2.0), True).positive
+
+    positive = np.asarray(best(truth, flags))
+    for picture, here in zip(truth, positive, strict=True):
+      overlaps = np.asarray(boxes.iou(jnp.asarray(anchors), jnp.asarray(picture)))
+      for k in np.flatnonzero(overlaps.max(0)):
+        self.assertTrue(here[overlaps[:, k] >= overlaps[:, k].max() * (1 - 1e-6)].any(), k)
+
   def test_without_objects_all_is_background(self):
-    boxes = jnp.asarray(random_boxes(20))
     nothing = jnp.zeros(3, bool)
-    matches = matching.match(boxes, jnp.zeros((3, 4)), nothing, nothing, (0.3, 0.7), True)
+    matches = matching.match(
+      random_boxes(20), jnp.zeros((3, 4)), nothing, nothing, (0.3, 0.7), True
+    )
     self.assertFalse(np.any(matches.positive))
     self.assertTrue(np.all(matches.negative))
 

@@ -62,13 +62,14 @@ class CropTest(absltest.TestCase):
     self.assertGreater(np.mean(again == (disk > 0.5)), 0.97)
 
 
-class FirstTest(absltest.TestCase):
-  def test_is_that_of_the_lowest_number(self):
+class OnTopTest(absltest.TestCase):
+  def test_is_the_lowest_or_the_highest_number(self):
     masks = np.random.default_rng(0).random((2, 4, 5, 6)) < 0.3
-    numbers = object_masks.first(masks)
+    first, last = object_masks.first(masks), object_masks.last(masks)
     for n, y, x in np.ndindex(2, 5, 6):
-      covering = [k for k in range(4) if masks[n, k, y, x]]
-      self.assertEqual(int(numbers[n, y, x]), covering[0] + 1 if covering else 0)
+      covering = [k + 1 for k in range(4) if masks[n, k, y, x]] or [0]
+      self.assertEqual(int(first[n, y, x]), covering[0])
+      self.assertEqual(int(last[n, y, x]), covering[-1])
 
 
 class OverlapsTest(absltest.TestCase):

@@ -6,6 +6,7 @@ import numpy as np
 
 from seg_jax.data import instances
 from seg_jax.data.datasets.shapes import INFO
+from seg_jax.ops import boxes as box_ops
 from tests.tasks.memory import Memory
 
 # A small Mask R-CNN.
@@ -39,14 +40,14 @@ class Pictures(Memory):
 
 
 class Fixed(nn.Module):
-  """Finds the same in every picture: boxes in shares of the picture that it sees, full masks."""
+  """Finds the same in every picture: full boxes, in shares of what it sees, cut to `sizes`."""
 
   found: tuple  # of (box, class, score), best first; classes of things
   masks: bool = True
   num_stuff: int = 0  # the first kind of it is everywhere
 
   @nn.compact
-  def __call__(self, images, train=False):
+  def __call__(self, images, train=False, sizes=None):
     rows, columns = images.shape[1:3]
     boxes, classes, scores = (
       jnp.array([row[k] for row in self.found], dtype)
@@ -58,4 +59,6 @@ class Fixed(nn.Module):
       outputs['masks'] = jnp.ones((len(scores), 28, 28))
     if self.num_stuff:
       outputs['logits'] = jnp.zeros((rows, columns, 1 + self.num_stuff)).at[..., 1].set(1.0)
-    return {name: jnp.repeat(x[None], len(images), 0) for name, x in outputs.items()}
+    outputs = {name: jnp.repeat(x[None], len(images), 0) for name, x in outputs.items()}
+    boxes = jnp.minimum(outputs['boxes'], jnp.tile(sizes, 2)[:, None])
+    return outputs | {'boxes': boxes, 'found': outputs['found'] & (box_ops.area(boxes) > 0)}

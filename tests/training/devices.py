@@ -23,6 +23,7 @@ from seg_jax.data import pipeline
 from seg_jax.data.datasets import open_dataset
 from seg_jax.errors import UserError
 from seg_jax.models import OF_OBJECTS
+from seg_jax.ops import devices as mapped
 from seg_jax.tasks import build_task
 from seg_jax.tasks.semantic import SemanticTask
 from seg_jax.training import evaluation, loop
@@ -107,19 +108,28 @@ def first_step(case: dict) -> dict:
   source = open_dataset(config.data, 'train', config.seed)
   task, mesh, key = build_task(config, source.info), mesh_of(config), jax.random.key(0)
   batch = next(pipeline.train_batches(source, config.data, seed=config.seed))
-  batch = shard_batch({name: batch[name] for name in task.batch_keys}, mesh)
+  batch = {name: batch[name] for name in task.batch_keys}
 
-  @functools.partial(jax.jit, out_shardings=replicated(mesh))
-  def step(key, batch):
-    variables = task.init(key, batch)
-
+  def learn(variables, key, batch):
     def objective(params):
       return task.loss(variables | {'params': params}, batch, key, train=True)[0]
 
     loss, gradient = jax.value_and_grad(objective)(variables['params'])
-    return loss, optax.tree.norm(gradient), task.count(task.predict(variables, batch), batch)
+    return loss, optax.tree.norm(mapped.mean(gradient))
 
-  loss, norm, counts = step(key, batch)
+  if config.parallel == 'pmap':
+    count = jax.device_count()
+    shares = {name: x.reshape(count, -1, *x.shape[1:]) for name, x in batch.items()}
+    learn = jax.pmap(learn, mapped.AXIS, in_axes=(None, None, 0))
+    loss, norm = learn(jax.jit(task.init)(key, batch), key, shares)
+    return {'loss': float(loss[0]), 'norm': float(norm[0])}
+
+  @functools.partial(jax.jit, out_shardings=replicated(mesh))
+  def step(key, batch):
+    variables = task.init(key, batch)
+    return *learn(variables, key, batch), task.count(task.predict(variables, batch), batch)
+
+  loss, norm, counts = step(key, shard_batch(batch, mesh))
   result = task.result(task.merge(task.empty(), jax.device_get(counts)))
   return {'loss': float(loss), 'norm': float(norm), 'result': result}
 

@@ -110,13 +110,14 @@ class MeshTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_objects_too(self):
-    """Which boxes are learned from is drawn for the whole batch, so under `jit` alone."""
-    given = case('panoptic_fpn')
-    (one,) = devices.outcomes(self.folder / 'one', [given], devices=1)
-    (four,) = devices.outcomes(self.folder / 'four', [given], devices=4)
+    """Which boxes are learned from is drawn for the whole batch."""
+    ways = [case('panoptic_fpn'), case('panoptic_fpn', parallel='pmap')]
+    (one,) = devices.outcomes(self.folder / 'one', ways[:1], devices=1)
+    four, mapped = devices.outcomes(self.folder / 'four', ways, devices=4)
     self.assertEqual(one['result'].keys(), four['result'].keys())
     for name in ('loss', 'norm'):
       np.testing.assert_allclose(four[name], one[name], rtol=TOLERANCE)
+      np.testing.assert_allclose(mapped[name], one[name], rtol=TOLERANCE)
     for name in ('pq', 'num_images'):
       np.testing.assert_allclose(four['result'][name], one['result'][name], rtol=1e-4)
     for name in ('box_ap', 'mask_ap'):
@@ -220,7 +221,7 @@ class ProcessesTest(parameterized.TestCase):
   def endless(self, **overrides):
     """Two processes in the middle of a run that only its end would save."""
     never = ('train__num_steps', 'train__eval_every', 'train__checkpoint_every')
-    long = case('unet', **dict.fromkeys(never, 10**6), **overrides)
+    long = case('unet', **dict.fromkeys(never, 10**6) | overrides)
     started = self.enterContext(devices.processes(self.folder, [long], devices=2, count=2))
     run = self.folder / 'case0'
     wait_until(lambda: len(read_metrics(run)) > 3, started[0])
@@ -228,13 +229,12 @@ class ProcessesTest(parameterized.TestCase):
 
   @parameterized.parameters(1, 5)
   def test_sigterm_to_one_stops_both_at_the_same_step(self, steps_per_call):
-    started, run = self.endless(
-      train__steps_per_call=steps_per_call, train__log_every=steps_per_call
-    )
+    fields = {'train__steps_per_call': steps_per_call, 'train__log_every': steps_per_call}
+    started, run = self.endless(**fields | {'train__checkpoint_every': 2 * steps_per_call})
     started[1].terminate()
     for index, process in enumerate(started):
       self.assertEqual(process.wait(timeout=120), 0, (self.folder / f'{index}.err').read_text())
-    (last,) = (int(path.name) for path in (run / 'checkpoints').glob('[0-9]*'))
+    last = max(int(path.name) for path in (run / 'checkpoints').glob('[0-9]*'))
     self.assertEqual(read_metrics(run)[-1]['step'], last)
 
   @parameterized.parameters(0, 1)
