@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from seg_jax import inspection, losses, pictures
 from seg_jax.data import pipeline
 from seg_jax.data.datasets import open_dataset
 from seg_jax.errors import UserError
+from seg_jax.ops.devices import AXIS
 from seg_jax.tasks import build_task
 from seg_jax.training import checkpoints, evaluation, summary
 from seg_jax.training.logs import Recorder, read_metrics
@@ -22,6 +23,7 @@ from seg_jax.training.mesh import (
   mesh_of,
   over_devices,
   replicated,
+  shard_batch,
   shard_steps,
   state_shardings,
   steps_like,
@@ -183,8 +185,7 @@ class _StopRequest:
 
   def __init__(self, mesh: Mesh):
     self.asked = False  # the answer of the last call
-    self._here, self._anywhere = False, None
-    self._places = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    self._here, self._anywhere, self._mesh = False, None, mesh
     self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
 
   def __enter__(self):
@@ -198,8 +199,8 @@ class _StopRequest:
       self.asked = self._here
       return self.asked
     self.asked = self._anywhere is not None and bool(self._anywhere)
-    flags = np.full(jax.local_device_count(), self._here)
-    self._anywhere = self._any(jax.make_array_from_process_local_data(self._places, flags))
+    flags = np.full(self._mesh.shape[AXIS] // jax.process_count(), self._here)
+    self._anywhere = self._any(shard_batch({'asked': flags}, self._mesh)['asked'])
     return self.asked
 
   def _handle(self, *_):
